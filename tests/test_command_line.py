@@ -1,0 +1,443 @@
+"""Whole runs of the command line: what they leave behind, resuming, divergence, models, video, tracking, and importing."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, pendulum_log, read_run, run_here, run_script, write_hdf5
+
+PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
+METRICS = """
+    rollout/reward rollout/termination_rate rollout/max_abs_state
+    losses/qf_loss losses/qf_values losses/max_abs_qf_value losses/actor_loss losses/alpha_loss losses/alpha losses/entropy
+    model/supervised_loss model/adversarial_loss model/advantage_mean model/advantage_std model/log_prob model/grad_norm
+    model/holdout_mse charts/SPS charts/model_SPS
+""".split()
+CHARTS = """
+    charts/normalized_score charts/normalized_score_std charts/episodic_return charts/discounted_return charts/episodic_length
+    charts/value_gap
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def pendulum_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+
+
+def only_run():
+    (folder,) = Path("runs").iterdir()
+    return read_run(folder)
+
+
+def without(rows, *names):
+    """CSV rows less the columns that measure time."""
+    assert rows and all(name in rows[0] for name in names)
+    return [{key: value for key, value in row.items() if key not in names} for row in rows]
+
+
+def assert_same_run(one, other):
+    """Two runs went the same way to the last bit; only their clocks differ."""
+    assert without(one.evaluations, "seconds") == without(other.evaluations, "seconds")
+    assert without(one.metrics, "charts/SPS", "charts/model_SPS") == without(other.metrics, "charts/SPS", "charts/model_SPS")
+    for name in ("policy", "dynamics"):
+        for key, array in getattr(one, name).items():
+            np.testing.assert_array_equal(array, getattr(other, name)[key])
+    assert {**one.result} == {**other.result}
+
+
+def same_arrays(one, other):
+    return all(np.array_equal(array, other[key]) for key, array in one.items())
+
+
+# What a run leaves behind
+ONE_RUN = pytest.mark.xdist_group("finished_run")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """One run on the bundled hopper-mini-v2 by the real command line for each script: its folder and what it printed."""
+    made = {}
+
+    def run(script):
+        if script not in made:
+            folder = tmp_path_factory.mktemp("finished_run")
+            with pytest.MonkeyPatch.context() as context:
+                context.chdir(folder)
+                arguments = ["--env-id", "hopper-mini-v2", *TINY, "--save-model", "--capture-video", "--seed", 3]
+                process = run_script(script, *arguments)
+            assert process.returncode == 0, process.stderr
+            made[script] = next((folder / "runs").iterdir()), process
+        return made[script]
+
+    return run
+
+
+@ONE_RUN
+def test_a_run_says_what_it_learns_from_and_how_it_ended(finished_run, script):
+    folder, process = finished_run(script)
+    run = read_run(folder)
+    assert "hopper_mini-v2.hdf5" in process.stdout
+    last, mean = run.result["last"], run.result["mean_of_last_10"]
+    assert f"Iteration 2: normalised score {last:.1f} (mean of 2 episodes)" in process.stdout
+    assert f"Mean of the last 3 evaluations: normalised score {mean:.1f}" in process.stdout
+    for bar in ("Pretraining", "RAMBO"):
+        assert bar in process.stderr
+    assert "Traceback" not in process.stderr and "Warning" not in process.stderr
+
+
+@ONE_RUN
+def test_the_run_folder_is_named_like_cleanrls_and_holds_arguments_and_results(finished_run, script):
+    run = read_run(finished_run(script)[0])
+    env_id, exp_name, seed, started = run.folder.name.split("__")
+    assert (env_id, exp_name, seed) == ("hopper-mini-v2", script.stem, "3")
+    assert abs(int(started) - time.time()) < 24 * 3600
+    assert run.args["seed"] == 3 and run.args["rollout_length"] == 2 and run.args["adv_weight"] == 3e-4
+    assert run.result["status"] == "finished" and run.result["score"] == "normalized_score_mean"
+    assert run.result["iteration"] == 2
+    scores = [float(row["normalized_score_mean"]) for row in run.evaluations]
+    assert run.result["last"] == scores[-1] and run.result["mean_of_last_10"] == pytest.approx(np.mean(scores))
+    assert not list(run.folder.glob("*.tmp"))
+
+
+@ONE_RUN
+def test_evaluations_are_consistent_within_themselves(finished_run, script):
+    run = read_run(finished_run(script)[0])
+    assert [row["iteration"] for row in run.evaluations] == ["0", "1", "2"]
+    for row in run.evaluations:
+        returns = np.array(row["episodic_returns"].split(), float)
+        assert len(returns) == 2
+        assert float(row["episodic_return_mean"]) == pytest.approx(returns.mean(), abs=1e-2)
+        scores = 100 * (returns + 20.272305) / (3234.3 + 20.272305)
+        assert float(row["normalized_score_mean"]) == pytest.approx(scores.mean(), abs=1e-2)
+        assert float(row["normalized_score_std"]) == pytest.approx(scores.std(), abs=1e-2)
+    # The critic starts near 0, so that the first value gap is minus what the policy earned
+    gap, earned = float(run.evaluations[0]["value_gap"]), float(run.evaluations[0]["discounted_return_mean"])
+    assert earned > 3 and abs(gap + earned) < 1
+    seconds = [float(row["seconds"]) for row in run.evaluations]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def plain_policy(arrays):
+    """The mode of a saved policy, from its file alone."""
+
+    def policy(observations):
+        x = (observations - arrays["obs_mean"]) / arrays["obs_std"]
+        for name in ("fc1", "fc2"):
+            x = np.maximum(x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"], 0)
+        x = x @ arrays["fc3.weight"].T + arrays["fc3.bias"]
+        return np.tanh(x[:, : x.shape[1] // 2])
+
+    return policy
+
+
+@ONE_RUN
+def test_the_saved_policy_is_the_one_evaluated_last(finished_run, script, rambo):
+    """Returns of the saved policy in the evaluation's own episodes, from its file and numpy alone."""
+    run = read_run(finished_run(script)[0])
+    policy, env = plain_policy(run.policy), rambo.make_env("hopper-mini-v2")
+    returns = []
+    for episode in range(2):
+        observation, _ = env.reset(seed=3 + 1000 * 2 + episode)
+        total, done = 0.0, False
+        while not done:
+            observation, reward, terminated, truncated, _ = env.step(policy(observation[None])[0])
+            total, done = total + reward, terminated or truncated
+        returns.append(total)
+    np.testing.assert_allclose(np.array(run.evaluations[-1]["episodic_returns"].split(), float), returns, rtol=1e-3)
+
+
+@ONE_RUN
+def test_saved_dynamics_are_the_elites_before_and_after_training(finished_run, script):
+    run = read_run(finished_run(script)[0])
+    assert run.dynamics["layers.0.weight"].shape == (5, 14, 32)
+    assert run.dynamics["layers.4.bias"].shape == (5, 1, 24)
+    for key in ("obs_mean", "obs_std", "input_mean", "input_std"):
+        np.testing.assert_array_equal(run.dynamics[key], run.dynamics_pretrained[key])
+    assert not same_arrays(run.dynamics, run.dynamics_pretrained)
+
+
+@ONE_RUN
+def test_metrics_are_in_the_csv_and_in_tensorboard(finished_run, script):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = read_run(finished_run(script)[0])
+    assert set(run.metrics[0]) == {"iteration", *METRICS}
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    jax_only = {"charts/compile_seconds"} if "jax" in script.stem else set()  # once
+    assert set(events.Tags()["scalars"]) == {*METRICS, *CHARTS, *jax_only}
+    for name in METRICS:
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(int(row["iteration"]), pytest.approx(float(row[name]), rel=1e-5)) for row in run.metrics]
+        assert all(np.isfinite(value) for _, value in logged)
+    for name in ("normalized_score", "episodic_return", "episodic_length"):
+        logged = [event.value for event in events.Scalars(f"charts/{name}")]
+        assert logged == pytest.approx([float(row[f"{name}_mean"]) for row in run.evaluations], rel=1e-5)
+    assert any("hyperparameters" in tag for tag in events.Tags()["tensors"])
+
+
+@ONE_RUN
+def test_metrics_mean_what_they_say(finished_run, script):
+    first, second = ({key: float(value) for key, value in row.items()} for row in read_run(finished_run(script)[0]).metrics)
+    assert 0.99 < second["losses/alpha"] < first["losses/alpha"] <= 1, "Adam moves log alpha by the learning rate"
+    assert 0 < first["losses/entropy"] < 3 * np.log(2), "of three actions in [-1, 1], nearly uniform at first"
+    for row in (first, second):
+        assert 0 <= row["rollout/termination_rate"] <= 1 and row["rollout/max_abs_state"] > 1
+        assert row["losses/max_abs_qf_value"] >= abs(row["losses/qf_values"])
+        assert all(row[f"{name}"] > 0 for name in ("losses/qf_loss", "model/grad_norm", "model/advantage_std", "charts/SPS"))
+
+
+@ONE_RUN
+def test_a_video_of_one_episode_is_recorded(finished_run, script, rambo):
+    imageio = pytest.importorskip("imageio.v3", reason="imageio reads the video back")
+    run = read_run(finished_run(script)[0])
+    (video,) = (run.folder / "videos").glob("*.mp4")
+    frames = imageio.imread(video)
+    assert frames.ndim == 4 and frames.shape[-1] == 3
+    env = rambo.make_env("hopper-mini-v2")
+    policy, (observation, _), length, done = plain_policy(run.policy), env.reset(seed=3), 0, False
+    while not done:
+        observation, _, terminated, truncated, _ = env.step(policy(observation[None])[0])
+        length, done = length + 1, terminated or truncated
+    assert abs(len(frames) - length) <= 1, "one episode, and no more"
+    assert frames.std() > 10, "not a blank picture"
+    assert np.abs(frames[-1].astype(float) - frames[0]).mean() > 1, "something moves"
+
+
+# Switches
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(rambo):
+    runs = [
+        read_run(run_here(rambo, *PENDULUM, "--save-model", "--exp-name", name, "--seed", seed))
+        for name, seed in (("one", 1), ("again", 1), ("other", 2))
+    ]
+    assert_same_run(runs[0], runs[1])
+    assert not same_arrays(runs[0].policy, runs[2].policy)
+    assert runs[0].evaluations[0]["episodic_returns"] != runs[2].evaluations[0]["episodic_returns"]
+
+
+def test_lambda_0_leaves_the_model_as_it_was_pretrained(rambo):
+    frozen = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 0))
+    assert same_arrays(frozen.dynamics, frozen.dynamics_pretrained)
+    assert not any(key.startswith("model/") and key != "model/holdout_mse" for key in frozen.metrics[0])
+    errors = [row["model/holdout_mse"] for row in frozen.metrics]
+    assert errors[0] == errors[1]
+    adversarial = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 1e-9, "--exp-name", "adversarial"))
+    assert not same_arrays(adversarial.dynamics, adversarial.dynamics_pretrained), "any other lambda trains it"
+
+
+def test_a_saved_model_spares_the_pretraining(rambo, capsys):
+    first = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 0))
+    capsys.readouterr()
+    model = first.folder / "dynamics_pretrained.npz"
+    second = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 0, "--seed", 2, "--load-model", model))
+    assert "Pretraining" not in capsys.readouterr().err
+    assert same_arrays(second.dynamics, first.dynamics)
+    # Its hold-out rows are still those that it was not trained on, whatever the seed
+    assert second.metrics[0]["model/holdout_mse"] == first.metrics[0]["model/holdout_mse"]
+
+
+def test_real_ratio_1_trains_no_model(rambo, capsys):
+    run = read_run(run_here(rambo, *PENDULUM, "--save-model", "--real-ratio", 1))
+    assert "Pretraining" not in capsys.readouterr().err
+    assert not list(run.folder.glob("dynamics*.npz"))
+    assert all(key == "iteration" or key.startswith(("losses/", "charts/")) for key in run.metrics[0])
+
+
+def test_real_ratio_0_learns_from_the_model_alone(rambo):
+    run = read_run(run_here(rambo, *PENDULUM, "--real-ratio", 0))
+    assert run.result["status"] == "finished"
+
+
+def test_behaviour_cloning_changes_the_policy_that_training_starts_from(rambo):
+    flags = [*PENDULUM, "--save-model", "--total-iterations", 0]
+    fresh = read_run(run_here(rambo, *flags, "--exp-name", "fresh"))
+    cloned = read_run(run_here(rambo, *flags, "--exp-name", "cloned", "--bc-epochs", 3))
+    assert not same_arrays(fresh.policy, cloned.policy)
+    assert [row["iteration"] for row in cloned.evaluations] == ["0"] and cloned.result["iteration"] == 0
+
+
+def test_a_fixed_temperature(rambo):
+    run = read_run(run_here(rambo, *PENDULUM, "--no-autotune", "--alpha", 0.25))
+    assert [float(row["losses/alpha"]) for row in run.metrics] == pytest.approx([0.25, 0.25])
+
+
+def test_evaluations_keep_their_interval_and_the_last_iteration_counts(rambo):
+    run = read_run(run_here(rambo, *PENDULUM, "--total-iterations", 5, "--eval-interval", 3, "--checkpoint-interval", 0))
+    assert [row["iteration"] for row in run.evaluations] == ["0", "3", "5"]
+    assert not list(run.folder.glob("checkpoint*"))
+
+
+# Going on after an interruption
+LONG = [*PENDULUM, "--save-model", "--total-iterations", 5, "--checkpoint-interval", 2, "--rollout-retain-iterations", 2]
+
+
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(rambo):
+    straight = read_run(run_here(rambo, *LONG, "--exp-name", "straight"))
+    folder = run_here(rambo, *LONG, "--exp-name", "resumed", "--total-iterations", 3)
+    assert [row["iteration"] for row in read_run(folder).evaluations] == ["0", "1", "2", "3"]
+    run_here(rambo, "--resume", folder, "--total-iterations", 5)
+    resumed = read_run(folder)
+    assert_same_run(straight, resumed)
+    assert resumed.args["total_iterations"] == 5 and resumed.args["resume"] is None
+
+
+# Cuts a file off in the middle and kills this process, where the writer of checkpoints thinks that it is done with number n
+DIES_WHILE_WRITING = """
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+import {module} as rambo
+fsync, checkpoints = os.fsync, []
+def dying_fsync(descriptor):
+    if "checkpoint" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
+        checkpoints.append(descriptor)
+        if len(checkpoints) == {n}:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = dying_fsync
+rambo.main(rambo.parse_args(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the checkpoint's descriptor through /proc")
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_previous_one_usable(rambo, script):
+    """Checkpoints are due at iterations 0, 2, 4: the third dies, so the run goes on from iteration 2."""
+    straight = read_run(run_here(rambo, *LONG, "--exp-name", "straight"))
+    program = DIES_WHILE_WRITING.format(folder=str(ROOT), module=script.stem, n=3)
+    command = [sys.executable, "-c", program, *map(str, LONG), "--exp-name", "killed"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (folder,) = Path("runs").glob("*killed*")
+    assert [row["iteration"] for row in read_run(folder).evaluations] == ["0", "1", "2", "3", "4"]
+    run_here(rambo, "--resume", folder)
+    assert_same_run(straight, read_run(folder))
+
+
+def test_a_resumed_runs_tensorboard_has_every_step_once(rambo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run_here(rambo, *PENDULUM, "--total-iterations", 1)
+    time.sleep(1.1)  # event files are named by the second in which they were opened
+    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("losses/qf_loss")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("charts/episodic_return")] == [0, 1, 2, 3]
+
+
+def test_a_finished_run_can_be_resumed_to_no_effect(rambo):
+    folder = run_here(rambo, *PENDULUM, "--save-model")
+    before = read_run(folder)
+    run_here(rambo, "--resume", folder)
+    assert_same_run(before, read_run(folder))
+
+
+def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on(script):
+    command = [sys.executable, str(script), *map(str, PENDULUM), "--total-iterations", "100000"]
+    # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **default)
+    for _ in range(1200):
+        if list(Path("runs").glob("*/metrics.csv")) or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in stderr
+    assert "--resume" in stderr.strip().splitlines()[-1]
+
+
+# Divergence
+def test_a_diverging_value_function_stops_the_run_with_exit_code_3(script):
+    process = run_script(script, *PENDULUM, "--q-lr", 1e3)
+    assert process.returncode == 3
+    last_line = process.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("error: ") and "diverged in iteration 1" in last_line and "Traceback" not in process.stderr
+    run = only_run()
+    assert run.result["status"] == "diverged"
+    assert 1e10 < float(run.metrics[-1]["losses/max_abs_qf_value"]) < np.inf, "finite, but no value any more"
+    assert "Mean of the last" not in process.stdout, "no score is announced for a diverged run"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model-lr", 1e30],
+        ["--policy-lr", 1e30],
+        ["--adv-weight", 1e38],
+        ["--q-lr", 1e20],
+        ["--policy-lr", 1e30, "--bc-epochs", 1, "--total-iterations", 0],
+    ],
+)
+def test_other_ways_to_diverge(rambo, flags):
+    """The pretraining, the actor, the model, a critic that is not a number, the cloning: each is noticed and marked."""
+    with pytest.raises(rambo.Diverged) as error:
+        run_here(rambo, *PENDULUM, *flags)
+    assert "diverged" in str(error.value) and "\n" not in str(error.value)
+    assert only_run().result["status"] == "diverged"
+
+
+def test_diverged_is_marked_as_well_when_rewards_blow_up(rambo):
+    log = pendulum_log()
+    log["rewards"] = log["rewards"] * 1e30
+    write_hdf5(Path("pendulum.hdf5"), log)
+    with pytest.raises(rambo.Diverged):
+        run_here(rambo, *PENDULUM)
+    assert only_run().result["status"] == "diverged"
+
+
+# The file on its own
+def test_importing_the_script_does_nothing(script, tmp_path):
+    program = f"""
+import os, random, socket, sys
+import flax.nnx, gymnasium, jax, mujoco, numpy, optax, tensorboardX, torch  # what these set is their affair
+def no_network(*arguments, **options):
+    raise OSError("no network")
+socket.socket.connect = socket.getaddrinfo = no_network
+sys.argv = ["program", "--no-such-flag"]
+sys.path.insert(0, {str(ROOT)!r})
+before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate(), dict(os.environ)
+import {script.stem}
+after = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate(), dict(os.environ)
+assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+assert not torch.are_deterministic_algorithms_enabled()
+assert not torch.cuda.is_initialized()
+"""
+    (tmp_path / "empty").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path / "empty", env=environment)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_the_script_runs_when_copied_alone(script, tmp_path):
+    shutil.copy(script, tmp_path)
+    process = run_script(tmp_path / script.name, *PENDULUM, PYTHONPATH="")
+    assert process.returncode == 0, process.stderr
+    assert only_run().result["status"] == "finished"
+
+
+def test_a_bundled_dataset_that_is_not_there_is_explained(script, tmp_path):
+    shutil.copy(script, tmp_path)
+    process = run_script(tmp_path / script.name, "--env-id", "pendulum-mini")
+    assert process.returncode == 1
+    assert "--dataset-path" in process.stderr and len(process.stderr.strip().splitlines()) == 1
+
+
+def test_tracking_with_wandb_offline(script):
+    pytest.importorskip("wandb", reason="the optional package wandb is not installed")
+    process = run_script(script, *PENDULUM, "--track", "--wandb-project-name", "rambo-test", WANDB_MODE="offline")
+    assert process.returncode == 0, process.stderr
+    (path,) = Path("wandb").glob("offline-run-*/*.wandb")
+    log = path.read_bytes()  # protocol buffers, which hold names as plain text
+    for name in ("rambo-test", "losses/qf_loss", "charts/episodic_return"):
+        assert name.encode() in log, "TensorBoard's scalars are synchronised"
+    assert only_run().result["status"] == "finished"

@@ -1,0 +1,180 @@
+"""Downloads of D4RL files from hosts that work, break off, lie or are down: HTTP servers on this machine."""
+
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import TINY, hopper_log, run_here, run_script, write_hdf5
+
+NAME = "hopper_medium_replay-v2.hdf5"
+ENV_ID = "hopper-medium-replay-v2"
+NOBODY_LISTENS = "http://127.0.0.1:9"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The first part of the path says how the host behaves: /good/FILE, /ignores_range/FILE, /half/FILE, ..."""
+
+    def do_GET(self):
+        _, behaviour, name = self.path.split("/")
+        content, start = self.server.content, 0
+        self.server.requests.append((behaviour, name, self.headers.get("Range")))
+        if behaviour == "gibberish":
+            self.wfile.write(b"this is no HTTP\r\n\r\n")
+            return
+        if behaviour == "missing":
+            self.send_error(404)
+            return
+        if behaviour == "wrong":
+            content = bytes(len(content))
+        if behaviour == "error_page":  # a login page, say, that comes instead of the file
+            content = b"<html>Under maintenance</html>"
+        if self.headers.get("Range") and behaviour not in ("ignores_range", "error_page"):
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        rest = content[start:]
+        self.wfile.write(rest[: len(rest) // 2] if behaviour == "half" else rest)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(rambo, tmp_path, monkeypatch):
+    """A server whose file is the one that the script's table expects, in an empty folder of datasets."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "datasets"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content = write_hdf5(tmp_path / "original.hdf5", hopper_log()).read_bytes()
+    server.requests = []
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server.file, server.part = tmp_path / "datasets" / NAME, tmp_path / "datasets" / f"{NAME}.part"
+    monkeypatch.setitem(rambo.D4RL_FILES, ENV_ID, (len(server.content), hashlib.sha256(server.content).hexdigest()))
+
+    def use(*behaviours):
+        urls = [b if b.startswith("http") else f"{server.url}/{b}" for b in behaviours]
+        monkeypatch.setattr(rambo, "D4RL_HOSTS", tuple(urls))
+        server.requests.clear()
+
+    server.use = use
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def downloaded(rambo, server):
+    """Finds the dataset, which has to be complete and the only file in its folder."""
+    path = rambo.find_dataset(ENV_ID, None)
+    assert path == server.file and path.read_bytes() == server.content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def refused(rambo):
+    with pytest.raises(rambo.InputError) as error:
+        rambo.find_dataset(ENV_ID, None)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def leave_part(server, content):
+    server.part.parent.mkdir(exist_ok=True)
+    server.part.write_bytes(content)
+
+
+def test_a_run_downloads_its_dataset_once(rambo, server):
+    server.use("good", "missing")
+    assert run_here(rambo, "--env-id", ENV_ID, *TINY).is_dir()
+    assert [request[:2] for request in server.requests] == [("good", NAME)]
+    downloaded(rambo, server)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("first", ["missing", "gibberish", "wrong", "error_page", NOBODY_LISTENS])
+def test_the_mirror_steps_in(rambo, server, first):
+    server.use(first, "good")
+    downloaded(rambo, server)
+
+
+@pytest.mark.parametrize("host", ["good", "ignores_range"])
+def test_a_partial_file_is_completed(rambo, server, host):
+    leave_part(server, server.content[:1000])
+    server.use(host, "missing")
+    downloaded(rambo, server)
+    assert server.requests == [(host, NAME, "bytes=1000-")]
+
+
+def test_a_complete_partial_file_needs_no_host(rambo, server):
+    leave_part(server, server.content)
+    server.use("missing", "missing")
+    downloaded(rambo, server)
+    assert not server.requests
+
+
+def test_a_transfer_that_breaks_off_goes_on_at_the_mirror(rambo, server):
+    server.use("half", "good")
+    downloaded(rambo, server)
+    assert server.requests[1] == ("good", NAME, f"bytes={len(server.content) // 2}-")
+
+
+def test_a_transfer_that_broke_off_everywhere_goes_on_in_the_next_try(rambo, server):
+    server.use("half", "half")
+    message = refused(rambo)
+    assert "broke off" in message and "Run again" in message
+    assert not server.file.exists()
+    assert server.part.read_bytes() == server.content[: server.part.stat().st_size]
+    got = server.part.stat().st_size
+    server.use("good", "missing")
+    downloaded(rambo, server)
+    assert server.requests == [("good", NAME, f"bytes={got}-")]
+
+
+def test_a_damaged_partial_file_is_thrown_away(rambo, server):
+    leave_part(server, b"x" * 1000)
+    server.use("good", "good")
+    downloaded(rambo, server)
+
+
+def test_a_wrong_checksum_leaves_no_file(rambo, server):
+    server.use("wrong", "wrong")
+    assert "wrong checksum" in refused(rambo)
+    assert not list(server.file.parent.iterdir())
+
+
+def test_a_partial_file_that_is_too_long_is_no_reason_to_give_up(rambo, server):
+    leave_part(server, server.content + b"more")
+    server.use("good", "good")
+    downloaded(rambo, server)
+
+
+def test_when_both_hosts_are_down_the_message_names_the_ways_out(rambo, server):
+    server.use(NOBODY_LISTENS, f"{NOBODY_LISTENS}/mirror")
+    message = refused(rambo)
+    for way_out in ("--dataset-path", f"{NOBODY_LISTENS}/mirror/{NAME}", str(server.file.parent), "D4RL_DATASET_DIR"):
+        assert way_out in message
+    assert not server.file.exists() and not server.part.exists()
+
+
+def test_a_folder_that_cannot_be_written(rambo, server, monkeypatch):
+    Path("occupied").touch()
+    monkeypatch.setenv("D4RL_DATASET_DIR", "occupied/datasets")
+    server.use("good", "good")
+    assert "occupied" in refused(rambo)
+
+
+def test_the_command_line_without_a_network(script, tmp_path, monkeypatch):
+    """A proxy where nobody listens stands for no network."""
+    monkeypatch.chdir(tmp_path)
+    nowhere = dict(http_proxy=NOBODY_LISTENS, https_proxy=NOBODY_LISTENS, D4RL_DATASET_DIR=str(tmp_path / "datasets"))
+    process = run_script(script, "--env-id", ENV_ID, **nowhere)
+    assert process.returncode == 1
+    assert len(process.stderr.strip().splitlines()) == 1 and process.stderr.startswith("error: could not download")
+    assert not list(tmp_path.rglob("*.*"))
