@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What each part of RAMBO does, one change at a time from k = 5, lambda = 3e-4.
+# DATASETS="hopper-mini-v2" takes the bundled log, SCRIPT=rambo_continuous_jax.py the JAX script.
+# DRY_RUN=1 shows the commands, WORKERS=n runs n at once, further arguments go to every run; see runner.py.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DATASETS=${DATASETS:-hopper-medium-replay-v2 walker2d-medium-replay-v2 halfcheetah-medium-replay-v2}
+SEEDS=${SEEDS:-1 2 3 4 5}
+SCRIPT=${SCRIPT:-rambo_continuous.py}
+ABLATION=benchmark/${SCRIPT/rambo_continuous/ablation_advantage}
+
+for env in $DATASETS; do
+  for seed in $SEEDS; do
+    common="--env-id $env --seed $seed --rollout-length 5 $*"
+    echo "python $SCRIPT $common --adv-weight 3e-4"                                            # RAMBO
+    echo "python $SCRIPT $common --adv-weight 0"                                               # no adversary
+    echo "python $SCRIPT $common --adv-weight 3e-3"                                            # a strong one
+    echo "python $SCRIPT $common --adv-weight 3e-2"                                            # a stronger one
+    echo "python $SCRIPT $common --adv-weight 3e-4 --num-models 1 --num-elites 1"              # one model, no mixture
+    echo "python $ABLATION $common --adv-weight 3e-4 --exp-name no_advantage_normalisation"    # raw advantages in Eq. 5
+    echo "python $SCRIPT $common --adv-weight 0 --real-ratio 1"                                # no model data: SAC on the log
+    echo "python $SCRIPT $common --adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0" # behaviour cloning
+  done
+done | python benchmark/runner.py
