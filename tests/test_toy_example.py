@@ -7,8 +7,9 @@ from conftest import ROOT
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmark"))
-import rambo_continuous  # noqa: E402
 import toy_example  # noqa: E402
+
+import rambo_continuous  # noqa: E402
 
 TOLERANCE = 0.1  # of the mean log-density of the logged rewards, in nats; that of the maximum likelihood model is about 0.85
 
