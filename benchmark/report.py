@@ -12,6 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ import numpy as np
 import tyro
 from rliable.library import get_interval_estimates
 from rliable.metrics import aggregate_iqm, probability_of_improvement
+from scipy.stats import permutation_test
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -366,12 +368,16 @@ def aggregate_section(runs: Runs, samples: int) -> str:
     for method in others:
         low, high = intervals[method.name].ravel()
         rows[method.name].append(f"{points[method.name]:.2f} ({low:.2f} to {high:.2f})")
-    rows[reference.name].append("")
-    header = ["method", "seeds", "IQM, last iteration", f"IQM, mean of the last {LAST}", f"P({reference.name} is better)"]
+        per_seed = [scores.mean(1) for scores in pairs[method.name]]  # over the datasets
+        difference = partial(permutation_test, statistic=lambda x, y: x.mean() - y.mean(), n_resamples=samples, rng=0)
+        rows[method.name].append(f"{difference(per_seed).pvalue:.3f}" if min(map(len, per_seed)) > 1 else "")
+    rows[reference.name] += ["", ""]
+    header = ["method", "seeds", "IQM, last iteration", f"IQM, mean of the last {LAST}", f"P({reference.name} is better)", "p"]
     return f"""## Aggregate statistics
 
-Over {", ".join(datasets)}; in brackets 95 % stratified bootstrap intervals (rliable). The probability is that of a higher mean
-of the last {LAST} evaluations. A diverged run counts as 0, a random policy. Few seeds: the intervals are too narrow.
+Over {", ".join(datasets)}; in brackets 95 % stratified bootstrap intervals (rliable). P is the probability of a higher mean of
+the last {LAST} evaluations. Few seeds: the intervals are too narrow; so p, of a two-sided permutation test that the same mean
+differs (exact up to {samples} permutations of the seeds). A diverged run counts as 0, a random policy.
 
 {table(header, [[name, *row] for name, row in rows.items()])}"""
 
