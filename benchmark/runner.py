@@ -1,7 +1,7 @@
 """Runs the training commands that the scripts of this folder pipe into it, one `python SCRIPT --flag ...` a line.
 
     DRY_RUN=1   print the commands that would run, and run none
-    WORKERS=4   so many at once (default: 1)
+    WORKERS=4   so many at once (default: 1), which share the cores (unless OMP_NUM_THREADS for torch, NPROC for JAX are set)
     GROUP=7     only one dataset and seed of the list, counted from 0: what one task of a Slurm array does
 
 A run that is finished with the same arguments (runs/*/args.json, result.json) is skipped, one that broke off is resumed from
@@ -161,7 +161,10 @@ def load_script(script: str) -> ModuleType:
     if not path.is_file():
         raise CommandError(f"{script}: no such file")
     sys.path[:0] = [str(path.parent)]
-    return importlib.import_module(path.stem)
+    try:
+        return importlib.import_module(path.stem)
+    except ImportError as error:
+        raise CommandError(f"{script}: {error} (is the virtual environment active?)") from error
 
 
 def read_jobs(lines: Iterable[str]) -> list[Job]:
@@ -249,7 +252,9 @@ def dry_run(jobs: list[Job]) -> None:
 
 def run(jobs: list[Job], workers: int) -> int:
     """Runs what is not finished, so many at once, and reports. Returns the exit code."""
-    environment, outcomes, lines = dict(os.environ), Counter(), []
+    cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    environment = {"OMP_NUM_THREADS": cores, "NPROC": cores} | os.environ  # torch reads the first, JAX the second
+    outcomes, lines = Counter(), []
     numbers = {id(job): f"[{i}/{len(jobs)}]" for i, job in enumerate(jobs, 1)}
 
     def note(job: Job, outcome: str, detail: str) -> None:
