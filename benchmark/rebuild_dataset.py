@@ -49,7 +49,7 @@ def checksum(data: dict[str, np.ndarray]) -> str:
 def write(path: Path, save: Callable[[BinaryIO], None]) -> None:
     """Write a file, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two may rebuild it at once
     with open(temporary, "wb") as file:
         save(file)
     os.replace(temporary, path)

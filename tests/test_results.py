@@ -1,0 +1,45 @@
+"""What is published comes from the logs: benchmark/results/*.md and their pictures are made again, README against them."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "benchmark" / "results").glob("*.md"))
+README = (ROOT / "README.md").read_text()
+pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_command_on_a_page_makes_it_again(page, tmp_path):
+    shutil.copy(ROOT / "rambo_continuous.py", tmp_path)
+    shutil.copytree(ROOT / "benchmark", tmp_path / "benchmark", ignore=shutil.ignore_patterns("*.png", "*.md", "datasets"))
+    command = shlex.split(page.read_text().split("`")[1])
+    assert command[0] == "python" and "--figures" in command
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True, timeout=300)
+    again = tmp_path / "benchmark"
+    assert (again / "results" / page.name).read_text() == page.read_text()
+    pictures = sorted(again.rglob("*.png"))
+    assert len(pictures) == 3
+    for picture in pictures:
+        published = ROOT / picture.relative_to(tmp_path)
+        assert np.array_equal(np.asarray(Image.open(picture)), np.asarray(Image.open(published))), published
+
+
+def test_the_scores_of_each_seed_in_the_readme_are_on_a_page():
+    section, text = README.split("\n## Results\n")[1].split("\n## ")[0], "".join(page.read_text() for page in PAGES)
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+    rows = [[cell for cell in row[1:] if re.fullmatch(r"-?\d+\.\d", cell)] for row in rows if "±" in row[-1]]
+    rows = [row for row in rows if row]  # a heading names seeds, not scores
+    assert len(rows) > 6
+    for *scores, median in rows:
+        assert ", ".join(f"{seed}: {score}" for seed, score in enumerate(scores, 1)) in text, scores
+        assert np.isclose(float(median), np.median([float(score) for score in scores]), atol=0.051), scores
