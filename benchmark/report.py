@@ -360,17 +360,19 @@ def aggregate_section(runs: Runs, samples: int) -> str:
         points, intervals = estimate(scores, lambda x: np.array([aggregate_iqm(x)]))
         for name, row in rows.items():
             low, high = intervals[name].ravel()
-            row.append(f"{points[name].item():.1f} ({low:.1f} to {high:.1f})")
+            interval = f" ({low:.1f} to {high:.1f})" if row[0] != "1" else ""  # one seed has none
+            row.append(f"{points[name].item():.1f}{interval}")
     reference = next((method for method in methods if method.pair == (5, 3e-4)), methods[0])
     others = [method for method in methods if method is not reference]
     pairs = {method.name: (matrix(reference, MEAN_SCORE), matrix(method, MEAN_SCORE)) for method in others}
     points, intervals = estimate(pairs, probability_of_improvement)
     for method in others:
         low, high = intervals[method.name].ravel()
-        rows[method.name].append(f"{points[method.name]:.2f} ({low:.2f} to {high:.2f})")
+        several = min(seeds[reference], seeds[method]) > 1
+        rows[method.name].append(f"{points[method.name]:.2f} ({low:.2f} to {high:.2f})" if several else "")
         per_seed = [scores.mean(1) for scores in pairs[method.name]]  # over the datasets
         difference = partial(permutation_test, statistic=lambda x, y: x.mean() - y.mean(), n_resamples=samples, rng=0)
-        rows[method.name].append(f"{difference(per_seed).pvalue:.3f}" if min(map(len, per_seed)) > 1 else "")
+        rows[method.name].append(f"{difference(per_seed).pvalue:.3f}" if several else "")
     rows[reference.name] += ["", ""]
     header = ["method", "seeds", "IQM, last iteration", f"IQM, mean of the last {LAST}", f"P({reference.name} is better)", "p"]
     return f"""## Aggregate statistics
