@@ -4,7 +4,7 @@
 # DRY_RUN=1 shows the commands, WORKERS=n runs n at once, further arguments go to every run; see runner.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-ENVS=${ENVS:-hopper walker2d}
+ENVS=${ENVS:-hopper}
 SEEDS=${SEEDS:-1 2 3 4 5}
 METHODS=("--adv-weight 3e-4"                                               # RAMBO
   "--adv-weight 0"                                                         # no adversary
