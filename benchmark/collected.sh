@@ -13,7 +13,7 @@ METHODS=("--adv-weight 3e-4"                                               # RAM
 
 for env in $ENVS; do
   log=${env}_sbx_medium_replay-v2
-  [ -n "${DRY_RUN:-}" ] || [ -f "collected/$log.hdf5" ] || python benchmark/rebuild_dataset.py "benchmark/datasets/$log.npz"
+  [ "${DRY_RUN:-0}" != 0 ] || [ -f "collected/$log.hdf5" ] || python benchmark/rebuild_dataset.py "benchmark/datasets/$log.npz"
 done
 for env in $ENVS; do
   for method in "${METHODS[@]}"; do # the longest runs first: with WORKERS=n the short ones fill the gaps

@@ -88,6 +88,8 @@ def simulate(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     obs_dim, n = env.observation_space.shape[0], len(actions)
     observations, next_observations = np.zeros((2, n, obs_dim), np.float32)
     rewards, terminals, timeouts = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)
+    if stored["lengths"].sum() != n:
+        raise InputError("the lengths of the episodes do not add up to the number of actions: the file is damaged")
     row = 0
     for length, qpos, qvel in zip(tqdm(stored["lengths"], unit="episode"), stored["qpos"], stored["qvel"], strict=True):
         observation = set_state(env, qpos, qvel)

@@ -65,6 +65,9 @@ def test_what_does_not_come_back_is_not_written(tmp_path):
     np.savez(tmp_path / "changed.npz", **arrays)
     with pytest.raises(InputError, match="not those recorded"):
         main(Args(tmp_path / "changed.npz", tmp_path / "never.hdf5"))
+    np.savez(tmp_path / "short.npz", **arrays | {"actions": arrays["actions"][:-1]})
+    with pytest.raises(InputError, match="damaged"):
+        main(Args(tmp_path / "short.npz", tmp_path / "never.hdf5"))
     with h5py.File(source, "r+") as file:  # recorded in other physics
         file["next_observations"][...] += 1e-3
     with pytest.raises(InputError, match="not those recorded"):
