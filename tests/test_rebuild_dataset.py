@@ -92,6 +92,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     assert result.returncode == 1 and re.fullmatch(r"error: .*missing\.npz.*\n", result.stderr) and not result.stdout
 
 
-def test_the_log_of_the_results_comes_back(tmp_path):
-    main(Args(DATASETS / "hopper_sbx_medium_replay-v2.npz", tmp_path / "log.hdf5"))
-    assert checksum(read(tmp_path / "log.hdf5")) == str(np.load(DATASETS / "hopper_sbx_medium_replay-v2.npz")["sha256"])
+@pytest.mark.parametrize("path", sorted(DATASETS.glob("*.npz")), ids=lambda path: path.stem)
+def test_the_logs_of_the_results_come_back(tmp_path, path):
+    main(Args(path, tmp_path / "log.hdf5"))
+    rebuilt = read(tmp_path / "log.hdf5")
+    assert checksum(rebuilt) == str(np.load(path)["sha256"]) and len(rebuilt["rewards"]) >= 100_000
