@@ -1092,7 +1092,8 @@ def main(args: Args) -> None:
     agent = Agent(obs_dim, action_dim, args.alpha).to(device)
     dynamics = Dynamics(args.num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
     use_model = args.real_ratio < 1
-    if args.resume is not None or args.load_model is not None:
+    pretrains = use_model and args.resume is None and args.load_model is None
+    if not pretrains:
         dynamics.keep(torch.arange(args.num_elites))
     split_seed = args.seed
     if args.load_model is not None:
@@ -1123,7 +1124,7 @@ def main(args: Args) -> None:
         run_name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.seed}__{int(time.time())}"
         run = Run(args, Path("runs") / run_name)
         try:
-            if use_model and args.load_model is None:
+            if pretrains:
                 errors = pretrain_dynamics(dynamics, train_rows, holdout, args)
                 elites = errors.argsort()[: args.num_elites].sort().values
                 print(f"Hold-out MSE: {' '.join(f'{e:.5f}' for e in errors.tolist())}; elites: {elites.tolist()}")

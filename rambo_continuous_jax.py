@@ -1172,11 +1172,12 @@ def main(args: Args) -> None:
         return rule(observations * dataset.obs_std + dataset.obs_mean)
 
     # Agents and models, one of each for every seed
-    use_model, is_pretrained = args.real_ratio < 1, args.resume is not None or args.load_model is not None
+    use_model = args.real_ratio < 1
+    pretrains = use_model and args.resume is None and args.load_model is None
 
     def init(key: jax.Array) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
-        num_models = args.num_elites if is_pretrained else args.num_models
+        num_models = args.num_models if pretrains else args.num_elites
         dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim, nnx.Rngs(model_key))
         return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
 
@@ -1208,7 +1209,7 @@ def main(args: Args) -> None:
         name, now = f"{args.env_id.replace('/', '-')}__{args.exp_name}", int(time.time())
         runs = [Run(a, Path("runs") / f"{name}__{a.seed}__{now}") for a in all_args]
         try:
-            if use_model and args.load_model is None:
+            if pretrains:
                 dynamics, errors = pretrain_dynamics(dynamics, keys[:, 1], data, args)
                 elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
                 for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):

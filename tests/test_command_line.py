@@ -288,6 +288,16 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(rambo):
     assert resumed.args["total_iterations"] == 5 and resumed.args["resume"] is None
 
 
+def test_a_resumed_run_without_a_model_too(rambo):
+    arguments = [*LONG, "--real-ratio", 1]
+    straight = read_run(run_here(rambo, *arguments, "--exp-name", "straight"))
+    folder = run_here(rambo, *arguments, "--exp-name", "resumed", "--total-iterations", 3)
+    run_here(rambo, "--resume", folder, "--total-iterations", 5)
+    resumed = read_run(folder)
+    assert without(straight.evaluations, "seconds") == without(resumed.evaluations, "seconds")
+    assert same_arrays(straight.policy, resumed.policy)
+
+
 # Cuts a file off in the middle and kills this process, where the writer of checkpoints thinks that it is done with number n
 DIES_WHILE_WRITING = """
 import os, signal, sys
