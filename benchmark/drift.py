@@ -7,12 +7,12 @@ the simulator, for more steps than training's k. A row of the table is a depth, 
     optimism               of one model step: its r + gamma V(s') minus the simulator's, from the same imagined (s, a)
     error, sigma           of that step: mean absolute error of its next state, and the standard deviation the model admits to
     disagreement           standard deviation over the elites of their predicted mean
+    worst, by              the observation (counted from 0) with the largest mean absolute error, and that error
 
 States are in units of the dataset's std. Hopper, HalfCheetah and Walker2d only, whose observations are all positions but x,
 and the velocities; a velocity that the observation cut off at 10 enters the simulator as 10.
 """
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,13 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from value_gap import load_checkpoint, load_modules
+from value_gap import load_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rambo_continuous import D4RL_ENVS, InputError, load_dataset, make_env, termination_rule
+from rambo_continuous import D4RL_ENVS, InputError, termination_rule
 
 COLUMNS = ("depth", "alive", "V model", "p99", "V simulator", "p99 ", "optimism", "error", "sigma", "disagreement")
+COLUMNS += ("worst", "by")
 
 
 @dataclass
@@ -55,30 +56,15 @@ def simulate(env: gym.Env, observations: np.ndarray, actions: np.ndarray) -> tup
     return tuple(np.array(column) for column in zip(*steps, strict=True))
 
 
-def load_dynamics(path: Path, arrays: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The arrays of a checkpoint with the model of a dynamics*.npz in place of its own. Raises InputError."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [key for key in arrays if key.startswith("dynamics.")]
-            return arrays | {key: torch.tensor(file[key.removeprefix("dynamics.")]) for key in names}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"--dynamics {path}: not a model of this dataset ({error})".replace("\n", " ")) from error
-
-
 @torch.no_grad()
 def rollouts(folder: Path, starts: int, depth: int, dynamics_path: Path | None = None) -> tuple[int, list[dict[str, float]]]:
     """The checkpoint's iteration, and COLUMNS at each depth. Raises InputError."""
-    args, iteration, arrays = load_checkpoint(folder)
-    if args.real_ratio == 1:
-        raise InputError(f"{folder}: SAC on the log alone, there is no model")
+    args, iteration, agent, dynamics, env, dataset = load_run(folder, dynamics_path)
     if args.env_id.split("-")[0] not in D4RL_ENVS:
         raise InputError(f"{folder}: only for {', '.join(D4RL_ENVS)}: observations of {args.env_id} do not give its state")
     if starts < 1 or starts % args.num_elites:
         raise InputError(f"--starts must be a multiple of {args.num_elites}, the number of elites")
-    agent, dynamics = load_modules(args, arrays if dynamics_path is None else load_dynamics(dynamics_path, arrays))
-    env = make_env(args.env_id, args.d4rl_physics)
-    with contextlib.redirect_stdout(sys.stderr):
-        dataset, rule = load_dataset(args.env_id, args.dataset_path, env), termination_rule(env)
+    rule = termination_rule(env)
     obs_mean, obs_std = torch.tensor(dataset.obs_mean), torch.tensor(dataset.obs_std)
     low, high = env.action_space.low, env.action_space.high
     generator = torch.Generator().manual_seed(args.seed)
@@ -112,9 +98,10 @@ def rollouts(folder: Path, starts: int, depth: int, dynamics_path: Path | None =
         truth, true_reward, true_terminal = step(imagined, actions)
         optimism = reward - true_reward + args.gamma * (value(following) * ~terminal - value(truth) * ~true_terminal)
         values, values_simulated = value(imagined)[alive], value(simulated)[alive_simulated]
-        error, disagreement = (following - truth).abs()[alive].mean(), mean.std(0)[alive].mean()
+        errors, disagreement = (following - truth).abs()[alive].mean(0), mean.std(0)[alive].mean()
         numbers = [alive.float().mean(), values.mean(), values.quantile(0.99), values_simulated.mean()]
-        numbers += [values_simulated.quantile(0.99), optimism[alive].mean(), error, sigma[alive].mean(), disagreement]
+        numbers += [values_simulated.quantile(0.99), optimism[alive].mean(), errors.mean(), sigma[alive].mean()]
+        numbers += [disagreement, errors.argmax(), errors.max()]
         table.append(dict(zip(COLUMNS, [i, *map(float, numbers)], strict=True)))
         simulated, _, fallen = step(simulated, act(simulated, noise))
         imagined, alive, alive_simulated = following, alive & ~terminal, alive_simulated & ~fallen
@@ -128,7 +115,7 @@ def main(args: Args) -> None:
         print(f"{folder.resolve().name}, iteration {iteration}{model}\n")
         print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|")
         for row in table:
-            digits = {"depth": 0, "alive": 3, "error": 3, "sigma": 3, "disagreement": 3}
+            digits = {"depth": 0, "worst": 0} | dict.fromkeys(("alive", "error", "sigma", "disagreement", "by"), 3)
             print("| " + " | ".join(f"{row[key]:.{digits.get(key, 1)}f}" for key in COLUMNS) + " |")
         print()
 

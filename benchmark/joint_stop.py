@@ -1,29 +1,27 @@
-"""How well does a model know that a joint has a stop? `python benchmark/joint_stop.py MODEL ... --dataset-path LOG`
+"""How well does a model know that a joint has a stop? `python benchmark/joint_stop.py RUN_DIR ...`
 
 Hopper starts with its thigh at the end of its range. There an action beyond 0.9 presses it against the stop, and the simulator
-holds it. For each model (a run folder with a checkpoint, or a dynamics*.npz) the table compares the thigh's velocity after one
-step with the log's own transitions, on the rows at the stop that press and on all rows the model was trained on:
+holds it. The table compares the thigh's velocity after one step, as the model of a run's last checkpoint predicts it, with the
+run's own log, on the rows at the stop that press and on all rows (all but the 1,000 hold-out rows are trained on):
 
     bias    mean of predicted minus logged, in rad/s: above 0, the model lets the thigh go on through the stop
     error   mean absolute difference, in rad/s
     sigma   the standard deviation that the model admits to, in rad/s
 """
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from value_gap import load_checkpoint
+from value_gap import load_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rambo_continuous import Dynamics, InputError, load_dataset, make_env, model_targets, split_rows
+from rambo_continuous import Dynamics, InputError, model_targets, split_rows
 
 THIGH_ANGLE, THIGH_VELOCITY, THIGH_MOTOR = 2, 8, 0  # in Hopper's observation and action
 COLUMNS = ("rows", "bias", "error", "sigma")
@@ -31,34 +29,12 @@ COLUMNS = ("rows", "bias", "error", "sigma")
 
 @dataclass
 class Args:
-    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders that hold a checkpoint, or dynamics*.npz"""
-    dataset_path: str | None = None
-    """the log they were trained on, as in training"""
-    env_id: str = "hopper-mini-v2"
-    """a hopper dataset's id, as in training"""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """run folders that hold a checkpoint, of either script"""
+    dynamics: Path | None = None
+    """the model to look at instead of the checkpoint's: a dynamics*.npz of the same dataset"""
     max_angle: float = 0.02
     """rad: nearer than this the thigh is at its stop"""
-
-
-def load_model(path: Path) -> tuple[Dynamics, int]:
-    """The elites or all members of a run's checkpoint or of a .npz, and the seed of the hold-out split. Raises InputError."""
-    if path.is_dir():
-        args, _, arrays = load_checkpoint(path)
-        split_seed = args.seed
-        arrays = {key.removeprefix("dynamics."): x for key, x in arrays.items() if key.startswith("dynamics.")}
-    else:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: torch.tensor(file[key]) for key in file if file[key].dtype == np.float32}
-                split_seed = int(file["split_seed"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a dynamics*.npz ({error})".replace("\n", " ")) from error
-    weight = arrays["layers.0.weight"]
-    obs_dim = len(arrays["max_log_var"]) - 1
-    dynamics = Dynamics(len(weight), obs_dim, len(arrays["input_mean"]) - obs_dim, weight.shape[-1])
-    dynamics.load_state_dict({key: arrays[key] for key in dynamics.state_dict()})
-    return dynamics, split_seed
 
 
 @torch.no_grad()
@@ -74,24 +50,24 @@ def compare(dynamics: Dynamics, rows: torch.Tensor, obs_dim: int, action_dim: in
     return dict(zip(COLUMNS, [len(rows), *map(float, numbers)], strict=True))
 
 
-def main(args: Args) -> None:
+def analyse(folder: Path, max_angle: float, dynamics_path: Path | None = None) -> tuple[dict[str, float], dict[str, float]]:
+    """COLUMNS on the rows of the run's log that press, and on all. Raises InputError."""
+    args, _, _, dynamics, _, dataset = load_run(folder, dynamics_path)
     if not args.env_id.startswith("hopper-"):
-        raise InputError(f"--env-id {args.env_id}: only for hopper")
-    with contextlib.redirect_stdout(sys.stderr):
-        dataset = load_dataset(args.env_id, args.dataset_path, make_env(args.env_id))
-    sizes = dataset.obs_dim, dataset.action_dim
-    angles = dataset.rows[:, THIGH_ANGLE] * dataset.obs_std[THIGH_ANGLE] + dataset.obs_mean[THIGH_ANGLE]
-    pressing = (angles > -args.max_angle) & (dataset.rows[:, dataset.obs_dim + THIGH_MOTOR] > 0.9)
-    print("| model | " + " | ".join([f"{name}, pressing" for name in COLUMNS] + [f"{name}, all" for name in COLUMNS]) + " |")
-    print("| --- " * 9 + "|")
-    for path in args.models:
-        dynamics, split_seed = load_model(path)
-        train = np.random.default_rng(split_seed).permutation(len(dataset.rows))[min(1000, len(dataset.rows) // 10) :]
-        cells = []
-        for chosen in (train[pressing[train]], train):
-            found = compare(dynamics, torch.tensor(dataset.rows[chosen]), *sizes, float(dataset.obs_std[THIGH_VELOCITY]))
-            cells += [f"{found['rows']:.0f}", *(f"{found[key]:.3f}" for key in COLUMNS[1:])]
-        print(f"| {path} | {' | '.join(cells)} |")
+        raise InputError(f"{folder}: only for hopper, not {args.env_id}")
+    rows, scale = torch.tensor(dataset.rows), float(dataset.obs_std[THIGH_VELOCITY])
+    angles = rows[:, THIGH_ANGLE] * dataset.obs_std[THIGH_ANGLE] + dataset.obs_mean[THIGH_ANGLE]
+    pressing = (angles > -max_angle) & (rows[:, dataset.obs_dim + THIGH_MOTOR] > 0.9)
+    return tuple(compare(dynamics, chosen, dataset.obs_dim, dataset.action_dim, scale) for chosen in (rows[pressing], rows))
+
+
+def main(args: Args) -> None:
+    found = [(folder, analyse(folder, args.max_angle, args.dynamics)) for folder in args.runs]
+    header = ["run", *(f"{name}, {which}" for which in ("pressing", "all") for name in COLUMNS)]
+    print("| " + " | ".join(header) + " |\n" + "| --- " * len(header) + "|")
+    for folder, parts in found:
+        cells = [f"{part[key]:.{0 if key == 'rows' else 3}f}" for part in parts for key in COLUMNS]
+        print(f"| {folder.resolve().name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

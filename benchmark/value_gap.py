@@ -17,8 +17,9 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -26,6 +27,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rambo_continuous import (
     Agent,
+    Dataset,
     Dynamics,
     InputError,
     load_dataset,
@@ -75,17 +77,40 @@ def load_modules(args: TrainingArgs, arrays: dict[str, torch.Tensor]) -> tuple[A
     return modules
 
 
+class LoadedRun(NamedTuple):
+    args: TrainingArgs
+    iteration: int  # of the checkpoint
+    agent: Agent
+    dynamics: Dynamics  # the elites
+    env: gym.Env
+    dataset: Dataset
+
+
+def load_run(folder: Path, dynamics_path: Path | None = None) -> LoadedRun:
+    """A run from its last checkpoint, or with the model of a dynamics*.npz of the same dataset. Raises InputError."""
+    args, iteration, arrays = load_checkpoint(folder)
+    if args.real_ratio == 1:
+        raise InputError(f"{folder}: SAC on the log alone, there is no model")
+    env = make_env(args.env_id, args.d4rl_physics)
+    with contextlib.redirect_stdout(sys.stderr):
+        dataset = load_dataset(args.env_id, args.dataset_path, env)
+    if dynamics_path is not None:
+        try:
+            with np.load(dynamics_path, allow_pickle=False) as file:
+                if not np.array_equal(file["obs_mean"], dataset.obs_mean):
+                    raise ValueError("it was trained on another dataset")
+                arrays |= {name: torch.tensor(file[name[9:]]) for name in arrays if name.startswith("dynamics.")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"--dynamics {dynamics_path}: not a model for this run ({error})".replace("\n", " ")) from error
+    return LoadedRun(args, iteration, *load_modules(args, arrays), env, dataset)
+
+
 @torch.no_grad()
 def analyse(folder: Path, episodes: int, model_samples: int) -> dict[str, float]:
     """The iteration and COLUMNS, means over the episodes. The last two are mean absolute errors of the model's next state, in
     units of the dataset's std, on the log and at the states and actions of these episodes. Raises InputError."""
-    args, iteration, arrays = load_checkpoint(folder)
-    if args.real_ratio == 1:
-        raise InputError(f"{folder}: SAC on the log alone, there is no model")
-    agent, dynamics = load_modules(args, arrays)
-    env = make_env(args.env_id, args.d4rl_physics)
-    with contextlib.redirect_stdout(sys.stderr):
-        dataset, rule = load_dataset(args.env_id, args.dataset_path, env), termination_rule(env)
+    args, iteration, agent, dynamics, env, dataset = load_run(folder)
+    rule = termination_rule(env)
     obs_mean, obs_std = torch.tensor(dataset.obs_mean), torch.tensor(dataset.obs_std)
     low, high = env.action_space.low, env.action_space.high
     generator = torch.Generator().manual_seed(args.seed)

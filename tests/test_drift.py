@@ -50,6 +50,7 @@ def test_optimism_is_what_the_model_adds(rambo, tmp_path, monkeypatch):
     assert iteration == 2 and [row["depth"] for row in table] == [0, 1, 2, 3] and table == same
     assert table[0]["V model"] == table[0]["V simulator"] and table[3]["V model"] != table[3]["V simulator"]
     assert table[0]["alive"] == 1 and all(0 < row["error"] and 0 < row["sigma"] and 0 < row["disagreement"] for row in table)
+    assert all(row["worst"] in range(11) and row["error"] < row["by"] for row in table)
     for row, more in zip(table, generous, strict=True):
         np.testing.assert_allclose(more.pop("optimism") - row.pop("optimism"), 0.5, atol=1e-4)
     assert generous == table
@@ -62,10 +63,12 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch):
     names = "hopper-mini-v2", "pendulum-mini"
     hopper, pendulum = (run_here(rambo_continuous, *RUN, name, "--total-iterations", 0) for name in names)
     (tmp_path / "cut.npz").write_bytes(b"cut off")
+    np.savez("other.npz", obs_mean=np.zeros(11))
     for arguments, message in [
         ((pendulum,), "only for hopper, halfcheetah, walker2d"),
         ((hopper, "--starts", 7), "--starts must be a multiple of 5"),
-        ((hopper, "--dynamics", "cut.npz"), "--dynamics cut.npz: not a model of this dataset"),
+        ((hopper, "--dynamics", "cut.npz"), "--dynamics cut.npz: not a model for this run"),
+        ((hopper, "--dynamics", "other.npz"), "--dynamics other.npz: .*another dataset"),
         ((tmp_path / "nowhere",), "no usable args.json and checkpoint there"),
     ]:
         result = run_script(SCRIPT, *arguments)
