@@ -20,6 +20,13 @@ def test_relative_links_exist():
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_links_to_sections_exist():
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S), re.M)
+    sections = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}  # GitHub's rule
+    links = re.findall(r"\]\(#([^)]+)\)", README)
+    assert links and [link for link in links if link not in sections] == []
+
+
 def test_every_flag_in_the_readme_exists():
     fields = set(re.findall(r"^    (\w+): .*= ", (ROOT / "rambo_continuous.py").read_text(), re.M))
     commands = re.findall(r"python rambo_continuous\.py[^\n`#]*", README)
