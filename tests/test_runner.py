@@ -267,6 +267,21 @@ def test_the_lists_are_what_the_scripts_accept():
             assert result.stdout.count("--save-model") == 60
 
 
+def test_the_published_runs_have_their_logs_in_git():
+    """What collected.sh learns from can be rebuilt, the longer Hopper log too."""
+    for settings, count in (({}, 32), ({"QUALITY": "full-replay", "ENVS": "hopper"}, 20)):
+        environment = os.environ | settings | {"DRY_RUN": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = [ROOT / "benchmark" / "collected.sh"]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        lines = [line.split() for line in result.stdout.splitlines() if "--env-id" in line]
+        assert f"# {count} commands" in result.stdout, result.stderr
+        for line in lines:
+            env_id, log = line[line.index("--env-id") + 1], Path(line[line.index("--dataset-path") + 1])
+            assert settings.get("QUALITY", "medium-replay") in env_id
+            assert log.stem == env_id.removesuffix("-v2").replace("-", "_") + "-v2"
+            assert (ROOT / "benchmark" / "datasets" / f"{log.stem}.npz").is_file()
+
+
 def test_the_real_script_once():
     """Two weights on Pendulum: one ensemble, two finished runs, one made from the other's."""
     tiny = "--total-iterations 1 --updates-per-iteration 2 --rollout-batch-size 20 --model-max-pretrain-epochs 1"
