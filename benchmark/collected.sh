@@ -6,21 +6,21 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 ENVS=${ENVS:-hopper halfcheetah}
 QUALITY=${QUALITY:-medium-replay} # or full-replay, of hopper alone
+LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 METHODS=("--adv-weight 3e-4"                                               # RAMBO
   "--adv-weight 0"                                                         # no adversary
   "--adv-weight 0 --real-ratio 1"                                          # no model data: SAC on the log
   "--adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")     # behaviour cloning
 
 for env in $ENVS; do
-  log=${env}_sbx_${QUALITY//-/_}-v2
-  [ "${DRY_RUN:-0}" != 0 ] || [ -f "collected/$log.hdf5" ] || python benchmark/rebuild_dataset.py "benchmark/datasets/$log.npz"
+  [ "${DRY_RUN:-0}" != 0 ] || [ -f "collected/${env}_$LOG.hdf5" ] || python benchmark/rebuild_dataset.py "benchmark/datasets/${env}_$LOG.npz"
 done
 for env in $ENVS; do
   if [ "$env" = hopper ]; then seeds="1 2 3 4 5"; else seeds="1 2 3"; fi
   for method in "${METHODS[@]}"; do # the longest runs first: with WORKERS=n the short ones fill the gaps
     for seed in ${SEEDS:-$seeds}; do
       command="python ${SCRIPT:-rambo_continuous_jax.py} --env-id $env-sbx-$QUALITY-v2 --seed $seed --rollout-length 5"
-      command="$command --dataset-path collected/${env}_sbx_${QUALITY//-/_}-v2.hdf5 --total-iterations 100"
+      command="$command --dataset-path collected/${env}_$LOG.hdf5 --total-iterations 100"
       echo "$command --model-max-pretrain-epochs 25 $* $method"
     done
   done
