@@ -13,7 +13,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "benchmark" / "results").glob("*.md"))
-README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
+TABLES = "".join(page.read_text() for page in PAGES)
 pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
 
 
@@ -34,12 +35,18 @@ def test_the_command_on_a_page_makes_it_again(page, tmp_path):
 
 
 def test_the_scores_of_each_seed_in_the_readme_are_on_a_page():
-    section, text = README.split("\n## Results\n")[1].split("\n## ")[0], "".join(page.read_text() for page in PAGES)
-    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    lines = [line for line in RESULTS.splitlines() if line.startswith("| ")]
     rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
     rows = [[cell for cell in row[1:] if re.fullmatch(r"-?\d+\.\d", cell)] for row in rows if "±" in row[-1]]
     rows = [row for row in rows if row]  # a heading names seeds, not scores
     assert len(rows) > 6
     for *scores, median in rows:
-        assert ", ".join(f"{seed}: {score}" for seed, score in enumerate(scores, 1)) in text, scores
+        assert ", ".join(f"{seed}: {score}" for seed, score in enumerate(scores, 1)) in TABLES, scores
         assert np.isclose(float(median), np.median([float(score) for score in scores]), atol=0.051), scores
+
+
+def test_every_mean_and_std_in_the_readme_is_on_a_page():
+    found = re.findall(r"-?\d+\.\d ± \d+\.\d", RESULTS.replace("−", "-"))
+    assert len(found) > 12
+    for mean_std in found:
+        assert re.search(rf"(?<![\d.-]){re.escape(mean_std)}(?![\d.])", TABLES), mean_std
