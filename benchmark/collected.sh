@@ -4,8 +4,9 @@
 # DRY_RUN=1 shows the commands, WORKERS=n runs n at once, further arguments go to every run; see runner.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-ENVS=${ENVS:-hopper halfcheetah}
-QUALITY=${QUALITY:-medium-replay} # or full-replay, of hopper alone
+QUALITY=${QUALITY:-medium-replay} # or full-replay
+if [ "$QUALITY" = full-replay ]; then envs="hopper walker2d"; else envs="hopper halfcheetah"; fi
+ENVS=${ENVS:-$envs}
 LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 METHODS=("--adv-weight 3e-4"                                               # RAMBO
   "--adv-weight 0"                                                         # no adversary
