@@ -473,7 +473,7 @@ def draw(runs: Runs, path: Path, label: str, curve: Curve, line: float | None = 
     datasets = list(dict.fromkeys(dataset for dataset, _ in runs))
     methods = sorted({method for _, method in runs}, key=method_order)
     colors = {method: f"C{i}" for i, method in enumerate(methods)}
-    columns = min(3, len(datasets))
+    columns = 2 if len(datasets) == 4 else min(3, len(datasets))
     lines = math.ceil(len(datasets) / columns)
     size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(methods) + 0.3)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, facecolor="white", layout="constrained")
@@ -497,7 +497,8 @@ def draw(runs: Runs, path: Path, label: str, curve: Curve, line: float | None = 
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(datasets) :]:
         axis.remove()
-    handles = [plt.Line2D([], [], color=colors[method], label=method.name) for method in methods]
+    styles = {method: ":" if is_behaviour_cloning(group[0].args) else "-" for (_, method), group in runs.items()}
+    handles = [plt.Line2D([], [], color=colors[method], linestyle=styles[method], label=method.name) for method in methods]
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})
