@@ -4,8 +4,8 @@
 # DRY_RUN=1 shows the commands, WORKERS=n runs n at once, further arguments go to every run; see runner.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-QUALITY=${QUALITY:-medium-replay} # or full-replay
-if [ "$QUALITY" = full-replay ]; then envs="hopper walker2d"; else envs="hopper halfcheetah"; fi
+QUALITY=${QUALITY:-medium-replay} # or full-replay, medium
+case $QUALITY in full-replay) envs="hopper walker2d" ;; medium) envs=hopper ;; *) envs="hopper halfcheetah" ;; esac
 ENVS=${ENVS:-$envs}
 LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 METHODS=("--adv-weight 3e-4"                                               # RAMBO

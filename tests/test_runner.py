@@ -273,7 +273,10 @@ def test_the_lists_are_what_the_scripts_accept():
             assert output.count("--save-model") == 60
 
 
-@pytest.mark.parametrize(("quality", "envs"), [("medium-replay", "hopper halfcheetah"), ("full-replay", "hopper walker2d")])
+COLLECTED = {"medium-replay": "hopper halfcheetah", "full-replay": "hopper walker2d", "medium": "hopper"}
+
+
+@pytest.mark.parametrize(("quality", "envs"), COLLECTED.items())
 def test_what_collected_learns_from_lies_in_git(quality, envs):
     output = dry_run("collected", QUALITY=quality, SEEDS="99")  # a seed that nobody's runs/ has finished
     lines = [line.split() for line in output.splitlines() if "--env-id" in line]
