@@ -29,7 +29,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from runner import IRRELEVANT
+from runner import relevant
 
 from rambo_continuous import D4RL_FILES, PAPER_HYPERPARAMETERS, REFERENCE_RETURNS, is_d4rl_id
 from rambo_continuous import Args as TrainingArgs
@@ -160,15 +160,12 @@ def is_behaviour_cloning(args: dict[str, Any]) -> bool:
 
 def settings(args: dict[str, Any]) -> dict[str, Any]:
     """The arguments that change the result, apart from those that dataset, seed and the method's name stand for."""
-    skipped = {*IRRELEVANT.split(), "exp_name", "seed", "env_id", "dataset_path", "rollout_length", "adv_weight"}
-    skipped |= {"torch_deterministic"}
-    prefixes = ()
-    if args["real_ratio"] == 1:  # no model is used
+    skipped = {"exp_name", "seed", "env_id", "dataset_path", "rollout_length", "adv_weight", "torch_deterministic"}
+    if args["real_ratio"] == 1:
         skipped |= {"real_ratio"}
-        prefixes = ("model_", "num_", "rollout_")
     if is_behaviour_cloning(args):
         skipped |= {"total_iterations", "updates_per_iteration", "bc_epochs", "eval_interval"}
-    return {k: v for k, v in args.items() if k not in skipped and not k.startswith(prefixes)}
+    return {key: value for key, value in relevant(args).items() if key not in skipped}
 
 
 def name_methods(runs: list[Run]) -> str:

@@ -36,6 +36,8 @@ POLL_SECONDS = 1.0
 # Arguments without influence on the result, which a run may have or not
 IRRELEVANT = "resume load_model save_model checkpoint_interval capture_video cuda num_seeds"
 IRRELEVANT += " compile cudagraphs track wandb_project_name wandb_entity"
+# The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
+OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_")
 # What the pretrained ensemble depends on
 PRETRAINING = "env_id dataset_path seed batch_size num_models num_elites model_hidden_dim model_lr model_max_pretrain_epochs"
 
@@ -44,10 +46,10 @@ class CommandError(Exception):
     """A line of the list that cannot be run."""
 
 
-def same_arguments(saved: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Do two sets of arguments stand for the same result?"""
-    irrelevant = set(IRRELEVANT.split())
-    return {k: v for k, v in saved.items() if k not in irrelevant} == {k: v for k, v in wanted.items() if k not in irrelevant}
+def relevant(args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the result depends on: where they are equal, one run stands for the other."""
+    unused = OF_THE_MODEL if args.get("real_ratio") == 1 else ()
+    return {key: value for key, value in args.items() if key not in IRRELEVANT.split() and not key.startswith(unused)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Seed:
         found = []
         for folder in RUNS.glob(f"{self.name}__*"):
             with contextlib.suppress(OSError, ValueError):
-                if same_arguments(json.loads((folder / "args.json").read_text()), self.args):
+                if relevant(json.loads((folder / "args.json").read_text())) == relevant(self.args):
                     found.append(folder)
         return sorted(found, reverse=True)
 
@@ -102,8 +104,7 @@ class Job:
     pretrains: bool = False
 
     def __post_init__(self):
-        relevant = {k: v for k, v in self.seeds[0].args.items() if k not in IRRELEVANT.split()}
-        key = json.dumps([len(self.seeds), relevant], sort_keys=True)
+        key = json.dumps([len(self.seeds), relevant(self.seeds[0].args)], sort_keys=True)
         self.log = RUNS / "logs" / f"{self.seeds[0].name}__{hashlib.sha256(key.encode()).hexdigest()[:8]}.log"
 
     @property

@@ -168,6 +168,14 @@ def test_pretrains_once_skips_the_finished_and_only_the_same():
     assert code == 0 and "2 finished" in output and len(run_folders()) == 5
 
 
+def test_without_a_model_its_arguments_do_not_make_another_run():
+    line = "python stand_in.py --real-ratio 1"
+    assert "1 finished" in runner(line)[1]
+    code, output, _ = runner(f"{line} --num-elites 1 --model-lr 0.1 --adv-weight 2")
+    assert code == 0 and "1 skipped" in output and "started" not in output
+    assert "2 finished" in runner(f"{line} --batch-size 2", "python stand_in.py --num-elites 1")[1]
+
+
 def test_a_dataset_is_fetched_once_before_the_runs_of_two_runners_start():
     """The stand-in fails when two of its processes download at the same time."""
     runners = [start_runner(*(f"python stand_in.py --seed {seed + i}" for i in range(2)), WORKERS="2") for seed in (1, 3)]
