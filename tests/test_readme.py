@@ -1,4 +1,4 @@
-"""The README points at lines of the scripts and names their metrics and files: it must not go stale."""
+"""The README and benchmark/'s pages point at lines, files, sections and metrics: they must not go stale."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "benchmark").glob("*.md")), ROOT / "benchmark" / "datasets" / "README.md"]
 
 
 @pytest.mark.parametrize("name, file, line", re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README))
@@ -15,16 +16,19 @@ def test_line_anchors_point_at_what_they_name(name, file, line):
     assert re.match(rf"(def|class) {name}\b|{name} = ", text), f"README: {file}#L{line} is not {name} but: {text}"
 
 
-def test_relative_links_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links and [link for link in links if not (ROOT / link).exists()] == []
+def sections(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_links_to_sections_exist():
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S), re.M)
-    sections = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}  # GitHub's rule
-    links = re.findall(r"\]\(#([^)]+)\)", README)
-    assert links and [link for link in links if link not in sections] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_sections_that_are_linked_exist(page):
+    for name, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page}: {name}"
+        if section and target.suffix == ".md":
+            assert section in sections(target), f"{page}: {name}#{section}"
 
 
 def test_every_flag_in_the_readme_exists():
