@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 QUALITY=${QUALITY:-medium-replay} # or full-replay, medium
-case $QUALITY in full-replay) envs="hopper walker2d" ;; medium) envs="hopper halfcheetah" ;; *) envs="hopper halfcheetah" ;; esac
+case $QUALITY in full-replay) envs="hopper walker2d" ;; medium) envs="hopper halfcheetah walker2d" ;; *) envs="hopper halfcheetah" ;; esac
 ENVS=${ENVS:-$envs}
 LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 METHODS=("--adv-weight 3e-4"                                               # RAMBO
