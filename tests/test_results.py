@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "benchmark" / "results").glob("*.md"))
 RESULTS = (ROOT / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
 RESULTS += (ROOT / "benchmark" / "results.md").read_text()
+RESULTS = RESULTS.replace("−", "-")
 TABLES = "".join(page.read_text() for page in PAGES)
 pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
 
@@ -48,7 +49,7 @@ def test_the_scores_of_each_seed_in_the_readme_are_on_a_page():
 
 
 def test_every_mean_and_std_in_the_readme_is_on_a_page():
-    found = re.findall(r"-?\d+\.\d ± \d+\.\d", RESULTS.replace("−", "-"))
+    found = re.findall(r"-?\d+\.\d ± \d+\.\d", RESULTS)
     assert len(found) > 100
     for mean_std in found:
         assert re.search(rf"(?<![\d.-]){re.escape(mean_std)}(?![\d.])", TABLES), mean_std
