@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
 
     def run(env_id: str) -> Path:
         if env_id not in made:
-            with pytest.MonkeyPatch.context() as patch:
+            with pytest.MonkeyPatch.context() as patch, torch.enable_grad():  # the first test that asks for a run trains it
                 patch.chdir(folder)
                 made[env_id] = run_here(rambo_continuous, "--env-id", env_id, "--save-model", "--no-cuda", *TINY).resolve()
         return made[env_id]
@@ -157,8 +157,7 @@ def test_unknown_simulator():
 @torch.no_grad()
 def test_same_noise_and_what_follows_a_fall(runs):
     """A model step is that of the row's elite with the given noise; a fallen row stays where it is and earns nothing."""
-    with torch.enable_grad():  # the first test that asks for this run trains it
-        saved = imagine.load_run(runs("hopper-mini-v2"))
+    saved = imagine.load_run(runs("hopper-mini-v2"))
     dataset, generator = saved.dataset, torch.Generator().manual_seed(0)
     starts = torch.as_tensor(dataset.rows)[torch.randint(len(dataset.rows), (20,), generator=generator), : dataset.obs_dim]
     noise = torch.randn(30, 20, dataset.action_dim + dataset.obs_dim + 1, generator=generator)
