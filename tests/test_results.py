@@ -1,5 +1,6 @@
 """What is published comes from the logs: the report's pages and pictures are made again, the texts checked against them."""
 
+import csv
 import re
 import shlex
 import shutil
@@ -53,3 +54,35 @@ def test_every_mean_and_std_in_the_readme_is_on_a_page():
     assert len(found) > 100
     for mean_std in found:
         assert re.search(rf"(?<![\d.-]){re.escape(mean_std)}(?![\d.])", TABLES), mean_std
+
+
+def test_q_and_rewards_prints_the_same_again():
+    command, table = (ROOT / "benchmark" / "results" / "q_and_rewards.txt").read_text().split("\n\n")
+    again = subprocess.run(command.replace("python", sys.executable, 1), cwd=ROOT, shell=True, check=True, capture_output=True)
+    assert again.stdout.decode() == table
+
+
+def evaluations(pattern, column):
+    (path,) = (ROOT / "benchmark" / "results").glob(f"{pattern}/evaluations.csv")
+    with open(path) as file:
+        return [row[column] for row in csv.DictReader(file)]
+
+
+def test_three_hundred_iterations_begin_as_the_published_hundred_and_do_not_rise():
+    log = "walker2d-sbx-full-replay-v2"
+    long, short = f"{log}_300-iterations/*", f"{log}/*__1__1795621929"
+    assert evaluations(long, "episodic_returns")[:101] == evaluations(short, "episodic_returns")
+    scores = np.array(evaluations(long, "normalized_score_mean"), float)[1:]
+    tens = scores.reshape(-1, 10).mean(1)
+    assert f"averages {tens[9:].min():.1f} to {tens[9:].max():.1f} over each ten evaluations" in RESULTS
+    assert f"the last ten {tens[-1]:.1f}, and no evaluation is above {scores.max():.1f}" in RESULTS
+
+
+def test_scores_and_gaps_with_the_adversary_without_and_frozen():
+    found = []
+    for run in ("_lambda-1e-9/*", "/*__1__1795651893", "/*__1__1795654190"):
+        columns = [evaluations(f"halfcheetah-sbx-medium-v2{run}", name) for name in ("normalized_score_mean", "value_gap")]
+        found += [f"{np.array(column[-10:], float).mean():.1f}" for column in columns]
+    text = "the mean of the last 10 evaluations is {} and the value gap {} ("
+    assert text.format(*found[:2]) in RESULTS
+    assert "RAMBO's are {} and {}, those of λ = 0 {} and {}.".format(*found[2:]) in RESULTS
