@@ -288,11 +288,11 @@ def draw_trajectories(saved: Saved, worlds: dict[str, Trajectories], path: Path)
 
 # parting.png
 class Parting(NamedTuple):
-    """How the two models differ at state-action pairs; every array is [points]."""
+    """How the two models differ at state-action pairs; every array is [points], or [kinds of POINTS, points] of all kinds."""
 
     distances: np.ndarray  # to the nearest dataset row, in standard deviations of the dataset's states and actions
     differences: np.ndarray  # of the predicted means, RMS over [delta, reward] in the standard deviations of the targets
-    value_changes: np.ndarray | None  # r + gamma V(s') in the adversarial minus in the other model
+    value_changes: np.ndarray  # r + gamma V(s') in the adversarial minus in the other model; NaN without a critic
 
 
 def nearest_distances(queries: torch.Tensor, rows: torch.Tensor, own: torch.Tensor | None = None) -> np.ndarray:
@@ -315,7 +315,7 @@ def compare_models(
     means = [model(*pair)[0] for model in saved.models.values()]  # [E, Q, D] each
     differences = (((means[1] - means[0]) / scale) ** 2).mean(2).sqrt().mean(0)
     if not saved.has_critic:
-        return Parting(distances, differences.numpy(), None)
+        return Parting(distances, differences.numpy(), np.full(len(distances), np.nan))
     backups = []
     for mean in means:
         following = observations + mean[..., :-1]
@@ -324,7 +324,7 @@ def compare_models(
     return Parting(distances, differences.numpy(), (backups[1] - backups[0]).mean(0).numpy())
 
 
-def part(saved: Saved, worlds: dict[str, Trajectories], count: int, generator: torch.Generator) -> dict[str, Parting]:
+def part(saved: Saved, worlds: dict[str, Trajectories], count: int, generator: torch.Generator) -> Parting:
     """The two models compared at `count` pairs of each kind in POINTS."""
     dataset = saved.dataset
     picked = torch.randint(len(saved.rows), (count,), generator=generator)
@@ -337,38 +337,37 @@ def part(saved: Saved, worlds: dict[str, Trajectories], count: int, generator: t
         return rambo.sample_action(saved.agent.actor, observations, noise)[0]
 
     random_actions = 2 * torch.rand(count, dataset.action_dim, generator=generator) - 1
-    pairs = [
-        (rows.observations, rows.actions, picked),
-        (rows.observations, act(rows.observations)),
-        (rows.observations, random_actions),
-        (imagined, act(imagined)),
+    partings = [
+        compare_models(saved, rows.observations, rows.actions, own=picked),
+        compare_models(saved, rows.observations, act(rows.observations)),
+        compare_models(saved, rows.observations, random_actions),
+        compare_models(saved, imagined, act(imagined)),
     ]
-    return {name: compare_models(saved, *pair) for name, pair in zip(POINTS, pairs, strict=True)}
+    return Parting(*np.stack(partings, axis=1))
 
 
-def correlation(partings: dict[str, Parting]) -> float:
+def correlation(parting: Parting) -> float:
     """Spearman's rank correlation of distance and difference over all points."""
-    distances, differences = (np.concatenate([p[i] for p in partings.values()]) for i in (0, 1))
-    return float(spearmanr(distances, differences).statistic)
+    return float(spearmanr(parting.distances, parting.differences, axis=None).statistic)
 
 
-def draw_parting(saved: Saved, partings: dict[str, Parting], path: Path) -> None:
+def draw_parting(saved: Saved, parting: Parting, path: Path) -> None:
     """Scatter plots with running medians: the difference of the models, and what it does to the predicted value."""
     panels = 2 if saved.has_critic else 1
     figure, axes = plt.subplots(1, panels, figsize=(5.5 * panels, 4.8), squeeze=False)
-    distances = np.concatenate([p.distances for p in partings.values()])
+    distances = parting.distances.ravel()
     bins = np.array_split(distances.argsort(), min(12, len(distances)))
-    for index, axis in enumerate(axes[0], start=1):
-        for name, parting in partings.items():
-            axis.plot(parting.distances, parting[index], ".", color=POINTS[name], markersize=4, alpha=0.5, label=name, mew=0)
-        everything = np.concatenate([p[index] for p in partings.values()])
+    for axis, heights in zip(axes[0], (parting.differences, parting.value_changes), strict=False):
+        for (name, color), x, y in zip(POINTS.items(), parting.distances, heights, strict=True):
+            axis.plot(x, y, ".", color=color, markersize=4, alpha=0.5, label=name, markeredgewidth=0)
+        everything = heights.ravel()
         centers = [np.median(distances[bin]) for bin in bins]
         low, median, high = np.transpose([np.quantile(everything[bin], [0.25, 0.5, 0.75]) for bin in bins])
         axis.fill_between(centers, low, high, color="black", alpha=0.15, linewidth=0)
         axis.plot(centers, median, "k-", linewidth=2, label="running median, quartiles of all")
         axis.set(xlabel="distance to the nearest dataset row (standard deviations)", xscale="log")
         axis.set_xlim(*np.quantile(distances[distances > 0], [0.005, 1]))
-    title = f"Where the models part: Spearman correlation {correlation(partings):.2f}"
+    title = f"Where the models part: Spearman correlation {correlation(parting):.2f}"
     axes[0, 0].set(yscale="log", ylabel="difference of predicted means (standard deviations)", title=title)
     for axis in (axes[0, 0].yaxis, *(a.xaxis for a in axes[0])):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -482,18 +481,17 @@ def main(args: Args) -> None:
         noise[..., :action_dim] = 0
     worlds = {name: imagine(saved, model, starts, noise) for name, model in saved.models.items()}
     worlds["simulator"] = simulate(saved, starts, noise)
-    partings = part(saved, worlds, args.points, generator)
+    parting = part(saved, worlds, args.points, generator)
 
     draw_trajectories(saved, worlds, output / "trajectories.png")
-    draw_parting(saved, partings, output / "parting.png")
+    draw_parting(saved, parting, output / "parting.png")
     print(f"{'after ' + str(args.horizon) + ' steps':36}  return   have fallen")
     for name, world in worlds.items():
         print(f"{name:36}{world.rewards.sum(0).mean():8.1f}{world.fallen[-1].float().mean():14.1%}")
     print(f"\n{'':36}distance   difference   value change   (medians)")
-    for name, parting in partings.items():
-        change = "" if parting.value_changes is None else f"{np.median(parting.value_changes):15.3f}"
-        print(f"{name:36}{np.median(parting.distances):8.3f}{np.median(parting.differences):13.4f}{change}")
-    print(f"Spearman correlation of distance and difference: {correlation(partings):.3f}")
+    for name, distance, difference, change in zip(POINTS, *np.median(parting, axis=2), strict=True):
+        print(f"{name:36}{distance:8.3f}{difference:13.4f}{change:15.3f}")
+    print(f"Spearman correlation of distance and difference: {correlation(parting):.3f}")
     if video_env is not None:
         draw_video(saved, video_env, worlds, args.video_starts, output)
     for name in ("trajectories.png", "parting.png", *(("imagine.mp4", "filmstrip.png") if args.video else ())):

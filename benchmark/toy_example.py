@@ -10,7 +10,6 @@ lambda = 0 (the maximum likelihood model stays as it is) and once with lambda > 
 
 import contextlib
 import importlib
-import io
 import os
 import sys
 import tempfile
@@ -152,13 +151,13 @@ def solve(args: Args) -> tuple[Solution, Solution]:
     ):
         write_log(Path("log.hdf5"), actions, rewards)
         flags += ["--dataset-path", "log.hdf5"]
-        for adv_weight in (0, args.adv_weight):
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output):
-                script.main(script.parse_args([*flags, "--adv-weight", str(adv_weight), "--exp-name", str(adv_weight)]))
-            run = Path(output.getvalue().rsplit("Run folder: ")[-1].strip())
+        for name, adv_weight in {"likelihood": 0, "rambo": args.adv_weight}.items():
+            with contextlib.redirect_stdout(None):
+                script.main(script.parse_args([*flags, "--adv-weight", str(adv_weight), "--exp-name", name]))
+            (run,) = Path("runs").glob(f"*__{name}__*")
             solutions.append(read_solution(run, actions, rewards))
-            flags += ["--load-model", str(run / "dynamics_pretrained.npz")] * (adv_weight == 0)
+            if adv_weight == 0:
+                flags += ["--load-model", str(run / "dynamics_pretrained.npz")]
     return solutions[0], solutions[1]
 
 
