@@ -10,7 +10,6 @@ lambda = 0 (the maximum likelihood model stays as it is) and once with lambda > 
 
 import contextlib
 import importlib
-import io
 import os
 import sys
 import tempfile
@@ -36,7 +35,7 @@ CLUSTERS, CLUSTER_STD, REWARD_STD = (-0.6, 0.6), 0.1, 0.1
 GAP = 0.3  # |action| below this: at least three standard deviations from either cluster
 NUM_ELITES, HIDDEN_DIM = 5, 64
 FLAGS = f"""
-    --env-id OneStep-v0 --no-cuda --save-model --checkpoint-interval 0 --eval-interval 1000
+    --env-id OneStep-v0 --no-cuda --save-model --checkpoint-interval 0 --eval-interval 1000 --eval-workers 0
     --rollout-length 1 --rollout-batch-size 1000 --updates-per-iteration 100 --batch-size 128
     --num-models {NUM_ELITES} --num-elites {NUM_ELITES} --model-hidden-dim {HIDDEN_DIM} --model-lr 1e-3
     --model-max-pretrain-epochs 40 --policy-lr 3e-3 --q-lr 1e-3 --no-autotune --alpha 0.02
@@ -152,13 +151,13 @@ def solve(args: Args) -> tuple[Solution, Solution]:
     ):
         write_log(Path("log.hdf5"), actions, rewards)
         flags += ["--dataset-path", "log.hdf5"]
-        for adv_weight in (0, args.adv_weight):
-            output = io.StringIO()
-            with contextlib.redirect_stdout(output):
-                script.main(script.parse_args([*flags, "--adv-weight", str(adv_weight), "--exp-name", str(adv_weight)]))
-            run = Path(output.getvalue().rsplit("Run folder: ")[-1].strip())
+        for name, adv_weight in {"likelihood": 0, "rambo": args.adv_weight}.items():
+            with contextlib.redirect_stdout(None):
+                script.main(script.parse_args([*flags, "--adv-weight", str(adv_weight), "--exp-name", name]))
+            (run,) = Path("runs").glob(f"*__{name}__*")
             solutions.append(read_solution(run, actions, rewards))
-            flags += ["--load-model", str(run / "dynamics_pretrained.npz")] * (adv_weight == 0)
+            if adv_weight == 0:
+                flags += ["--load-model", str(run / "dynamics_pretrained.npz")]
     return solutions[0], solutions[1]
 
 

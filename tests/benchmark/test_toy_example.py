@@ -1,15 +1,10 @@
 """benchmark/toy_example.py: maximum likelihood exploits the gap in the log, RAMBO does not, and stays accurate on the log."""
 
-import sys
-
 import numpy as np
-from conftest import ROOT
+import toy_example
 from PIL import Image
 
-sys.path.insert(0, str(ROOT / "benchmark"))
-import toy_example  # noqa: E402
-
-import rambo_continuous  # noqa: E402
+import rambo_continuous
 
 TOLERANCE = 0.1  # of the mean log-density of the logged rewards, in nats; that of the maximum likelihood model is about 0.85
 
