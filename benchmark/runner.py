@@ -141,7 +141,7 @@ class Job:
         import fcntl  # not on Windows, where `relevant` can be imported all the same
 
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", encoding="utf-8") as log:
+        with self.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -185,7 +185,10 @@ def read_jobs(lines: Iterable[str]) -> list[Job]:
     """The commands of the list, checked by their own script. The same command counts once. Raises CommandError."""
     jobs: dict[Path, Job] = {}
     for line in lines:
-        words = shlex.split(line, comments=True)
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise CommandError(f"{line.strip()}: {error}") from error
         if not words:
             continue
         if words[0] != "python" or len(words) < 2:

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmark" / "datasets"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmark" / "datasets"
 TEXT = (FOLDER / "README.md").read_text()
 FILES = re.findall(r"\| `([\w-]+)` \| `([\w-]+\.hdf5)` \| (\d+) \| `(\w{64})` \|", TEXT)
 

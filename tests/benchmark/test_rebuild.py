@@ -1,4 +1,4 @@
-"""benchmark/rebuild_dataset.py: logs kept in git as actions come back bit for bit, or not at all."""
+"""benchmark/datasets/rebuild.py: logs kept in git as actions come back bit for bit, or not at all."""
 
 import re
 import subprocess
@@ -9,16 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT, DATASETS = ROOT / "benchmark" / "rebuild_dataset.py", ROOT / "benchmark" / "datasets"
-sys.path.insert(0, str(SCRIPT.parent))
-from rebuild_dataset import COLUMNS, Args, checksum, main  # noqa: E402
+from benchmark.datasets.rebuild import COLUMNS, Args, checksum, main
+from rambo_continuous import InputError, make_env
 
-from rambo_continuous import InputError, make_env  # noqa: E402
+DATASETS = Path(__file__).resolve().parents[2] / "benchmark" / "datasets"
+SCRIPT = DATASETS / "rebuild.py"
 
 
 def record(path: Path, env_id: str, episodes: int) -> dict[str, np.ndarray]:
-    """Episodes of random actions, in the columns of collect_dataset.py."""
+    """Episodes of random actions, in the columns of datasets/collect.py."""
     env, rng, rows = make_env(env_id), np.random.default_rng(0), []
     for episode in range(episodes):
         observation, _ = env.reset(seed=episode)

@@ -1,22 +1,27 @@
-"""benchmark/runner.py and the lists of commands. Most tests run a stand-in that trains nothing, one the real script."""
+"""benchmark/runner.py, the lists and rambo.slurm. Most tests run a stand-in that trains nothing, one the real script."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import runner
 
-ROOT = Path(__file__).resolve().parent.parent
+from rambo_continuous import D4RL_FILES
+
+ROOT = Path(__file__).resolve().parents[2]
 RUNNER = ROOT / "benchmark" / "runner.py"
 
-# What the runner relies on: parse_args, find_dataset, InputError, main; args.json, result.json, checkpoint.pt,
-# dynamics_pretrained.npz.
+# What the runner relies on: parse_args and InputError; args.json, result.json,
+# checkpoint.pt, dynamics_pretrained.npz.
 # --fate diverge | fail | hang: what happens to the first attempt at its second iteration; a second attempt goes on.
-STAND_IN = '''
+STAND_IN = r"""
 import argparse, json, os, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,36 +60,24 @@ def parse_args(argv=None):
         raise InputError("--adv-weight must not be negative")
     return args
 
-def find_dataset(env_id, dataset_path):
-    if env_id != "toy":
-        raise InputError(f"no dataset is known as {env_id}")
-    path = Path("dataset")
-    if not path.exists():
-        Path("part").open("x").close()  # fails if another is at it
-        time.sleep(0.3)
-        Path("part").rename(path)
-    return path
-
 def main(args):
     print("threads", os.environ["OMP_NUM_THREADS"], os.environ["NPROC"])
-    if args.env_id == "toy":
-        find_dataset(args.env_id, args.dataset_path)
-    time.sleep(0.2)
     start, resume = 0, args.resume
     if resume:
         folders = [Path(resume)]
         args = Args(**json.loads((folders[0] / "args.json").read_text()))
         start = int((folders[0] / "checkpoint.pt").read_text()) + 1
     else:
-        names = [f"{args.env_id}__{args.exp_name}__{args.seed + i}__{int(time.time())}" for i in range(args.num_seeds)]
+        start_time = time.time_ns()
+        names = [f"{args.env_id}__{args.exp_name}__{args.seed + i}__{start_time}" for i in range(args.num_seeds)]
         folders = [Path("runs") / name for name in names]
         for i, folder in enumerate(folders):
             folder.mkdir(parents=True)
             (folder / "args.json").write_text(json.dumps(asdict(args) | dict(seed=args.seed + i, num_seeds=1)))
     for folder in folders:
         if not resume and args.load_model is None and args.save_model:
-            time.sleep(0.5)
-            (folder / "dynamics_pretrained.npz").write_text(f"{folder}")
+            time.sleep(0.3)
+            (folder / "dynamics_pretrained.npz").write_text("weights")
         status = "finished"
         for iteration in range(start, args.total_iterations + 1):
             with (folder / "evaluations.csv").open("a") as file:
@@ -101,50 +94,60 @@ def main(args):
         if status == "diverged":
             print("error: diverged in iteration 1")
             sys.exit(3)
+    sys.stdout.buffer.write("100 % \u2588 1 \u00b5s/it".encode())
 
 if __name__ == "__main__":
     main(parse_args())
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.delitem(sys.modules, "stand_in", raising=False)
     return tmp_path
 
 
-def start_runner(*lines: str, **environment: str) -> subprocess.Popen:
-    process = subprocess.Popen(
-        [sys.executable, str(RUNNER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | environment,
-    )  # fmt: skip
-    process.stdin.write("\n".join(lines))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def runner(*lines: str, **environment: str) -> tuple[int, str, str]:
+@pytest.fixture
+def run_list(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Exit code, standard output and standard error of the runner on a list of commands."""
-    process = start_runner(*lines, **environment)
-    output, errors = process.communicate(timeout=60)
-    return process.returncode, output, errors
+
+    def run_list(*lines: str, **environment: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+            for key, value in environment.items():
+                patch.setenv(key, value)
+            return runner.main(), *capsys.readouterr()
+
+    return run_list
+
+
+def start_runner(*lines: str, **environment: str) -> subprocess.Popen:
+    """The runner as a process of its own."""
+    Path("list.txt").write_text("\n".join(lines), encoding="utf-8")
+    with open("list.txt") as stdin:
+        pipes = dict(stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+        return subprocess.Popen([sys.executable, str(RUNNER)], env=os.environ | environment, **pipes)
 
 
 def run_folders() -> list[Path]:
     return sorted(Path("runs").glob("*__*"))
 
 
+def read_args(folder: Path) -> dict:
+    return json.loads((folder / "args.json").read_text())
+
+
 def test_dry_run_prints_the_commands_and_runs_nothing():
-    code, output, _ = runner(
-        "python stand_in.py --seed 1",
-        "# a comment",
-        "python stand_in.py --seed 1 --adv-weight 0",
-        "python stand_in.py --seed 2",
-        DRY_RUN="1",
-    )
-    assert code == 0
+    weights = ["", " --adv-weight 0"]
+    lines = [f"python stand_in.py --seed {seed}{weight}" for seed in (1, 2) for weight in weights[: 3 - seed]]
+    process = start_runner(*lines, "# a comment", DRY_RUN="1")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
     assert output.splitlines() == [
         "python stand_in.py --seed 1 --save-model",
         "python stand_in.py --seed 1 --adv-weight 0 --load-model runs/toy__stand_in__1__*/dynamics_pretrained.npz",
@@ -154,85 +157,74 @@ def test_dry_run_prints_the_commands_and_runs_nothing():
     assert not Path("runs").exists()
 
 
-def test_pretrains_once_skips_the_finished_and_only_the_same():
+def test_pretrains_once_skips_the_finished_and_only_the_same(run_list):
     pairs = [f"python stand_in.py --adv-weight {weight}" for weight in (1, 2, 3)]
-    code, output, _ = runner(*pairs, pairs[0], WORKERS="3")
+    code, output, _ = run_list(*pairs, pairs[0], WORKERS="3")
     assert code == 0 and "3 finished" in output  # the repeated line counts once
-    args = [json.loads((folder / "args.json").read_text()) for folder in run_folders()]
-    ensemble = [str(folder / "dynamics_pretrained.npz") for folder in run_folders() if "stand_in" in folder.name][0]
-    assert sorted((a["adv_weight"], a["load_model"]) for a in args) == [(1, None), (2, ensemble), (3, ensemble)]
+    args = [read_args(folder) for folder in run_folders()]
+    models = [str(path) for path in Path("runs").glob("*/dynamics_pretrained.npz")]
+    assert sorted((a["adv_weight"], a["load_model"]) for a in args) == [(1, None), (2, *models), (3, *models)]
 
-    code, output, _ = runner(*pairs)
+    code, output, _ = run_list(*pairs)
     assert code == 0 and "3 skipped" in output and "started" not in output
-    code, output, _ = runner(f"{pairs[0]} --total-iterations 4", f"{pairs[0]} --real-ratio 1")
+    code, output, _ = run_list(f"{pairs[0]} --total-iterations 4", f"{pairs[0]} --real-ratio 1")
     assert code == 0 and "2 finished" in output and len(run_folders()) == 5
 
 
-def test_without_a_model_its_arguments_do_not_make_another_run():
+def test_without_a_model_its_arguments_do_not_make_another_run(run_list):
     line = "python stand_in.py --real-ratio 1"
-    assert "1 finished" in runner(line)[1]
-    code, output, _ = runner(f"{line} --num-elites 1 --model-lr 0.1 --adv-weight 2")
+    assert "1 finished" in run_list(line)[1]
+    code, output, _ = run_list(f"{line} --num-elites 1 --model-lr 0.1 --adv-weight 2")
     assert code == 0 and "1 skipped" in output and "started" not in output
-    assert "2 finished" in runner(f"{line} --batch-size 2", "python stand_in.py --num-elites 1")[1]
+    assert "2 finished" in run_list(f"{line} --batch-size 2", "python stand_in.py --num-elites 1")[1]
 
 
-def test_a_dataset_is_fetched_once_before_the_runs_of_two_runners_start():
-    """The stand-in fails when two of its processes download at the same time."""
-    runners = [start_runner(*(f"python stand_in.py --seed {seed + i}" for i in range(2)), WORKERS="2") for seed in (1, 3)]
-    for process in runners:
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0 and "2 finished" in output, output + errors
-    assert Path("dataset").exists()
-    assert runner("python stand_in.py --env-id other --seed 9")[0] == 0  # the runner leaves it to the run to complain
-
-
-def test_group_runs_one_dataset_and_seed():
+def test_group_runs_one_dataset_and_seed(run_list):
     lines = [f"python stand_in.py --seed {seed} --adv-weight {weight}" for seed in (1, 2) for weight in (1, 2)]
-    assert "2 finished" in runner(*lines, GROUP="1")[1]
-    assert {json.loads((folder / "args.json").read_text())["seed"] for folder in run_folders()} == {2}
-    code, output, _ = runner(*lines, GROUP="2")  # an array job may have more tasks than the list has groups
+    assert "2 finished" in run_list(*lines, GROUP="1")[1]
+    assert {read_args(folder)["seed"] for folder in run_folders()} == {2}
+    code, output, _ = run_list(*lines, GROUP="2")  # an array job may have more tasks than the list has groups
     assert code == 0 and output.strip() == "nothing to run"
 
 
-def test_failed_and_diverged_runs_are_reported_and_fail_the_runner():
+def test_failed_and_diverged_runs_are_reported_and_fail_the_runner(run_list):
     lines = [f"python stand_in.py --seed {i} --fate {fate}" for i, fate in enumerate(("fail", "diverge", "well"))]
-    code, output, errors = runner(*lines)
+    code, output, errors = run_list(*lines)
     assert code == 1 and "1 failed, 1 diverged, 1 finished" in output
     assert "failed: python stand_in.py --seed 0 --fate fail: exit code 1, error: out of luck (see runs/logs/" in errors
     assert "diverged: python stand_in.py --seed 1 --fate diverge" in errors and "--seed 2" not in errors
 
-    code, output, errors = runner(*lines)  # the failed one is resumed, the diverged one would only diverge again
+    code, output, errors = run_list(*lines)  # the failed one is resumed, the diverged one would only diverge again
     assert code == 1 and "1 finished, 1 diverged, 1 skipped" in output and "before this call" in errors
     resumed = next(folder for folder in run_folders() if "__0__" in folder.name)
     assert (resumed / "evaluations.csv").read_text().split() == ["0", "1", "2", "3"] and len(run_folders()) == 3
 
 
-def test_a_killed_runner_takes_its_runs_along_and_the_next_resumes_them():
+def test_a_killed_runner_takes_its_runs_along_and_the_next_resumes_them(run_list):
     line = "python stand_in.py --fate hang"
     process = start_runner(line)
     deadline = time.time() + 30
-    while not list(Path("runs").glob("*__*/checkpoint.pt")):
+    while not [path for path in Path("runs").glob("*__*/checkpoint.pt") if path.read_text() == "1"]:
         assert time.time() < deadline
-        time.sleep(0.1)
-    time.sleep(0.3)
-    code, output, errors = runner(line)
+        time.sleep(0.05)
+    code, output, errors = run_list(line)
     assert code == 1 and "locked" in errors and "started" not in output  # two runners, one folder
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
 
-    code, output, _ = runner(line)
+    code, output, _ = run_list(line)
     assert code == 0 and f"--resume {run_folders()[0]}" in output and len(run_folders()) == 1
     assert (run_folders()[0] / "evaluations.csv").read_text().split() == ["0", "1", "2", "3"]
 
 
-def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one():
+def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
     line = "python stand_in.py --num-seeds 3"
-    assert "1 finished" in runner(line)[1] and len(run_folders()) == 3
-    assert "1 skipped" in runner(line)[1]
+    assert "1 finished" in run_list(line)[1] and len(run_folders()) == 3
+    assert "1 skipped" in run_list(line)[1]
     (run_folders()[1] / "result.json").unlink()
     (run_folders()[1] / "checkpoint.pt").write_text("2")
-    code, output, _ = runner(line)
+    code, output, _ = run_list(line)
     assert code == 0 and "2 skipped, 1 finished" in output
     assert f"--resume {run_folders()[1]}" in output and len(run_folders()) == 3
 
@@ -242,65 +234,197 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one():
     [
         ("python stand_in.py --adv-weight -1", "must not be negative"),
         ("python stand_in.py --no-such-flag", "--no-such-flag"),
+        ("python stand_in.py --exp-name it's", "No closing quotation"),
         ("python nowhere.py", "no such file"),
         ("rm -r stand_in.py", "not of the form"),
     ],
 )
-def test_a_wrong_command_stops_the_list_before_it_starts(line, problem):
-    code, _, errors = runner("python stand_in.py", line)
+def test_a_wrong_command_stops_the_list_before_it_starts(run_list, line, problem):
+    code, _, errors = run_list("python stand_in.py", line)
     assert code == 1 and problem in errors
     assert not Path("runs").exists()
 
 
-def test_runs_side_by_side_share_the_cores(monkeypatch):
+@pytest.mark.parametrize("workers", ["0", "-1", "four"])
+def test_a_wrong_number_of_workers_is_refused_in_one_line(run_list, workers):
+    code, _, errors = run_list("python stand_in.py", WORKERS=workers)
+    assert code == 1 and errors == f"error: WORKERS={workers}: must be a whole number, 1 or more\n"
+
+
+def test_windows_is_told_in_one_line(run_list, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    code, _, errors = run_list("python stand_in.py")
+    assert code == 1 and errors == "error: runner.py needs Linux or macOS; on Windows use WSL\n"
+
+
+def test_runs_side_by_side_share_the_cores(run_list, monkeypatch):
     monkeypatch.delenv("NPROC", raising=False)
-    code, _, errors = runner("python stand_in.py", "python stand_in.py --seed 2", WORKERS="2", OMP_NUM_THREADS="7")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    code, _, errors = run_list("python stand_in.py", "python stand_in.py --seed 2", WORKERS="2", OMP_NUM_THREADS="7")
     assert code == 0, errors
-    cores = max(1, len(os.sched_getaffinity(0)) // 2)
     logs = [log.read_text() for log in Path("runs/logs").glob("*.log")]
-    assert len(logs) == 2 and all(f"threads 7 {cores}\n" in log for log in logs)
+    assert len(logs) == 2 and all("threads 7 3\n" in log for log in logs)
 
 
-def dry_run(name: str, **settings: str) -> str:
-    """The commands of a list of benchmark/."""
-    environment = os.environ | settings | {"DRY_RUN": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [ROOT / "benchmark" / f"{name}.sh"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.mark.parametrize(("workers", "threads"), [(1, "8"), (3, "2"), (9, "1")])
+def test_where_the_system_does_not_tell_the_cores_of_a_process_all_count(run_list, monkeypatch, workers, threads):
+    """macOS has no os.sched_getaffinity."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert runner.run_environment(workers)["OMP_NUM_THREADS"] == threads
+    assert run_list("python stand_in.py")[0] == 0
 
 
-def test_the_lists_are_what_the_scripts_accept():
-    """Every list parses; the paper's pair of each dataset is among the four of Table 3."""
-    counts = {"rambo_continuous": 60, "rambo_table3": 240, "rambo_neurips": 60, "ablations": 120, "collected": 32}
-    groups = {"ablations": 15, "collected": 8}
-    for name, count in counts.items():
-        output = dry_run(name)
-        assert f"# {count} commands, {groups.get(name, 60)} groups" in output
-        if name == "rambo_table3":
-            assert output.count("--save-model") == 60
+def test_jax_runs_side_by_side_do_not_reserve_the_gpu(monkeypatch):
+    """By default JAX's first process takes three quarters of the memory."""
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    assert runner.run_environment(2)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE" not in runner.run_environment(1)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    assert runner.run_environment(2)["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
-COLLECTED = {"medium-replay": "hopper halfcheetah", "full-replay": "hopper walker2d", "medium": "hopper halfcheetah walker2d"}
+def test_spaces_and_quotes_in_paths_and_values(run_list, here):
+    (here / "my scripts").mkdir()
+    (here / "stand_in.py").rename(here / "my scripts" / "stand_in.py")
+    lines = [f"python 'my scripts/stand_in.py' --exp-name \"it's  mine\" --adv-weight {weight}" for weight in (1, 2)]
+    code, output, _ = run_list(*lines)
+    assert code == 0 and "2 finished" in output
+    assert {read_args(folder)["exp_name"] for folder in run_folders()} == {"it's  mine"}
+    assert "2 skipped" in run_list(*lines)[1]
 
 
-@pytest.mark.parametrize(("quality", "envs"), COLLECTED.items())
-def test_what_collected_learns_from_lies_in_git(quality, envs):
-    output = dry_run("collected", QUALITY=quality, SEEDS="99")  # a seed that nobody's runs/ has finished
-    lines = [line.split() for line in output.splitlines() if "--env-id" in line]
-    assert len(lines) == 4 * len(envs.split())
-    for line in lines:
-        env_id, log = line[line.index("--env-id") + 1], Path(line[line.index("--dataset-path") + 1])
-        assert env_id in [f"{env}-sbx-{quality}-v2" for env in envs.split()]
-        assert log.stem == env_id.removesuffix("-v2").replace("-", "_") + "-v2"
+def test_a_terminal_that_knows_only_ascii():
+    """The command has an accent, and the last line of the log the block of a progress bar."""
+    ascii_only = dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    for outcome in ("1 finished", "1 skipped"):
+        process = start_runner("python stand_in.py --exp-name été", **ascii_only)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 0 and outcome in output, errors
+    assert len(list(Path("runs").glob("toy__été__1__*"))) == 1
+
+
+# The number of commands with one seed and with all of them
+LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (24, 120), "own_logs": (8, 32)}
+
+
+@pytest.fixture
+def lines_of(tmp_path) -> Callable[..., list[str]]:
+    """What a list of benchmark/ pipes into the runner."""
+    (tmp_path / "python").write_text(f'#!/bin/sh\n[ "$1" != -c ] && exec cat\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+
+    def lines_of(name: str, *flags: str, **settings: str) -> list[str]:
+        environment = os.environ | settings | {"DRY_RUN": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        command = [ROOT / "benchmark" / f"{name}.sh", *flags]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=environment, check=True
+        ).stdout.splitlines()
+
+    return lines_of
+
+
+def read_list(lines: list[str]) -> list[runner.Job]:
+    """The commands as the scripts understand them."""
+    return runner.read_jobs([line.replace("python rambo", f"python {ROOT}/rambo") for line in lines])
+
+
+@pytest.mark.parametrize(("name", "counts"), LISTS.items())
+@pytest.mark.parametrize("script", ["rambo_continuous.py", "rambo_continuous_jax.py"])
+def test_the_lists_are_what_the_scripts_accept(lines_of, name, counts, script):
+    assert len(lines_of(name)) == counts[1]
+    lines = lines_of(name, SEEDS="1", SCRIPT=script)
+    jobs = read_list(lines)
+    assert len(lines) == len(jobs) == counts[0] and all(script in job.script for job in jobs)
+    if name != "own_logs":
+        assert {job.seeds[0]["env_id"] for job in jobs} <= set(D4RL_FILES)
+
+
+def test_table1_is_part_of_table3(lines_of):
+    """The paper's pair of each dataset is among the four."""
+    table1, table3 = ({job.log for job in read_list(lines_of(name, SEEDS="1"))} for name in ("table1", "table3"))
+    assert len(table1) == 12 and table1 < table3
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_lists_pass_flags_on_as_they_are(lines_of, name):
+    flags = ["--exp-name", "it's my  été $HOME", "--batch-size", "17"]
+    jobs = read_list(lines_of(name, *flags, SEEDS="1", LC_ALL="C"))
+    assert all(job.seeds[0]["exp_name"] == flags[1] and job.seeds[0]["batch_size"] == 17 for job in jobs)
+
+
+def test_what_a_list_says_of_a_method_stays(lines_of):
+    """Behaviour cloning is no agent's training, however short the other runs are made."""
+    iterations = [
+        job.seeds[0]["total_iterations"] for job in read_list(lines_of("own_logs", "--total-iterations", "3", SEEDS="1"))
+    ]
+    assert iterations == [3, 3, 3, 0] * 2
+
+
+OWN_LOGS = {"medium-replay": "hopper halfcheetah", "full-replay": "hopper walker2d", "medium": "hopper halfcheetah walker2d"}
+
+
+@pytest.mark.parametrize(("quality", "envs"), OWN_LOGS.items())
+def test_what_own_logs_learns_from_lies_in_git(lines_of, quality, envs):
+    jobs = read_list(lines_of("own_logs", QUALITY=quality, SEEDS="1"))
+    assert [job.seeds[0]["env_id"] for job in jobs] == [f"{env}-sbx-{quality}-v2" for env in envs.split() for _ in range(4)]
+    for job in jobs:
+        log = Path(job.seeds[0]["dataset_path"])
+        assert log.stem == job.seeds[0]["env_id"].replace("-", "_").removesuffix("_v2") + "-v2"
         assert (ROOT / "benchmark" / "datasets" / f"{log.stem}.npz").is_file()
 
 
-def test_the_real_script_once():
+def test_longer_rollouts_add_as_many_rows_and_leave_the_methods_without_a_model_alone(lines_of):
+    short, long = (read_list(lines_of("own_logs", ENVS="hopper", SEEDS="1", K=k)) for k in ("5", "20"))
+    for job, k in [(short[0], 5), (long[0], 20)]:
+        assert job.seeds[0]["rollout_length"] == k and job.seeds[0]["rollout_batch_size"] * k == 250_000
+    assert [a.log == b.log for a, b in zip(short, long, strict=True)] == [False, False, True, True]
+
+
+def test_a_list_reaches_the_runner(here):
+    (here / "my data").mkdir()
+    environment = os.environ | {"DRY_RUN": "1", "DATASETS": "Pendulum-v1", "SEEDS": "4"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command = [ROOT / "benchmark" / "table1.sh", "--dataset-path", "my data/log.hdf5"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [
+        "python rambo_continuous.py --dataset-path 'my data/log.hdf5' --env-id Pendulum-v1 --seed 4 --save-model",
+        "# 1 commands, 1 groups of one dataset and seed: GROUP=0 to 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "requeued"), [(signal.SIGUSR1, 138, "70_3\n"), (signal.SIGTERM, 143, ""), (None, 5, "")]
+)
+def test_a_slurm_task_ends_its_runs_and_is_queued_again_only_near_the_time_limit(here, sent, code, requeued):
+    list_file, scontrol = here / "my list.sh", here / "scontrol"
+    end = "sleep 60 & wait" if sent else "exit 5"
+    list_file.write_text(f'#!/bin/bash\ntrap "touch ended; exit 1" TERM\necho "$GROUP $*" >started\n{end}\n')
+    scontrol.write_text(f'#!/bin/sh\n[ "$1" = requeue ] && echo "$2" >>{here}/requeued\n')
+    for file in (list_file, scontrol):
+        file.chmod(0o755)
+    environment = os.environ | {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "PATH": f"{here}:{os.environ['PATH']}"}
+    command = ["bash", ROOT / "benchmark" / "rambo.slurm", list_file, "--exp-name", "x"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)  # it signals all of its process group
+    deadline = time.time() + 30
+    while not (here / "started").exists() or not (here / "started").read_text():
+        assert time.time() < deadline
+        time.sleep(0.02)
+    if sent:
+        process.send_signal(sent)
+    assert process.wait(timeout=30) == code
+    assert (here / "started").read_text() == "3 --exp-name x\n" and (here / "ended").exists() == bool(sent)
+    assert ((here / "requeued").read_text() if (here / "requeued").exists() else "") == requeued
+
+
+def test_the_real_script_once(run_list):
     """Two weights on Pendulum: one ensemble, two finished runs, one made from the other's."""
     tiny = "--total-iterations 1 --updates-per-iteration 2 --rollout-batch-size 20 --model-max-pretrain-epochs 1"
     tiny += " --eval-episodes 1 --model-hidden-dim 8 --env-id pendulum-mini --batch-size 4096"
-    code, output, errors = runner(*[f"python {ROOT}/rambo_continuous.py {tiny} --adv-weight {weight}" for weight in (3e-4, 0)])
+    lines = [f"python {ROOT}/rambo_continuous.py {tiny} --adv-weight {weight}" for weight in (3e-4, 0)]
+    code, output, errors = run_list(*lines)
     assert code == 0 and "2 finished" in output, errors
-    first, second = (json.loads((folder / "args.json").read_text()) for folder in run_folders())
-    assert first["load_model"] is None and second["load_model"].startswith("runs/pendulum-mini__rambo_continuous__1__")
+    loaded = {read_args(folder)["adv_weight"]: read_args(folder)["load_model"] for folder in run_folders()}
+    assert loaded[3e-4] is None and loaded[0].startswith("runs/pendulum-mini__rambo_continuous__1__")
