@@ -20,6 +20,7 @@ SCRIPT = ROOT / "benchmark" / "datasets" / "collect.py"
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 ENVIRONMENT["XLA_FLAGS"] = f"{ENVIRONMENT.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+pytestmark = pytest.mark.xdist_group("collect")  # one process: they share a run
 COLUMNS = {"observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "infos/action_log_probs"}
 # A SAC run of 600 steps, which a time limit of 200 cuts into 3 episodes
 REPLAY = "--env Pendulum-v1 --quality medium-replay --sac-steps 600 --learning-starts 300 --eval-every 400".split()
