@@ -6,19 +6,20 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 DATASETS=${DATASETS:-hopper-medium-replay-v2 walker2d-medium-replay-v2 halfcheetah-medium-replay-v2}
 SEEDS=${SEEDS:-1 2 3 4 5}
-SCRIPT=${SCRIPT:-rambo_continuous.py}
-ABLATION=benchmark/${SCRIPT/rambo_continuous/ablation_advantage}
+run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous.py}" --rollout-length 5 "$@")
+METHODS=("--adv-weight 3e-4"                                             # RAMBO
+  "--adv-weight 0"                                                       # no adversary
+  "--adv-weight 3e-3"                                                    # a strong one
+  "--adv-weight 3e-2"                                                    # a stronger one
+  "--adv-weight 3e-4 --num-models 1 --num-elites 1"                      # one model, no mixture
+  "--adv-weight 3e-4 --no-norm-adv"                                      # advantages of Eq. 5 not normalised
+  "--adv-weight 0 --real-ratio 1"                                        # no model data: SAC on the log
+  "--adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")   # behaviour cloning
 
 for env in $DATASETS; do
   for seed in $SEEDS; do
-    common="--env-id $env --seed $seed --rollout-length 5 $*"
-    echo "python $SCRIPT $common --adv-weight 3e-4"                                            # RAMBO
-    echo "python $SCRIPT $common --adv-weight 0"                                               # no adversary
-    echo "python $SCRIPT $common --adv-weight 3e-3"                                            # a strong one
-    echo "python $SCRIPT $common --adv-weight 3e-2"                                            # a stronger one
-    echo "python $SCRIPT $common --adv-weight 3e-4 --num-models 1 --num-elites 1"              # one model, no mixture
-    echo "python $ABLATION $common --adv-weight 3e-4 --exp-name no_advantage_normalisation"    # raw advantages in Eq. 5
-    echo "python $SCRIPT $common --adv-weight 0 --real-ratio 1"                                # no model data: SAC on the log
-    echo "python $SCRIPT $common --adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0" # behaviour cloning
+    for method in "${METHODS[@]}"; do
+      echo "$run --env-id $env --seed $seed $method"
+    done
   done
 done | python benchmark/runner.py

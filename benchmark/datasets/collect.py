@@ -1,6 +1,6 @@
 """Collect a dataset in the format and after the recipe of D4RL, in the physics D4RL's own data was recorded with.
 
-    python benchmark/collect_dataset.py --env hopper --quality medium-replay --seed 0
+    python benchmark/datasets/collect.py --env hopper --quality medium-replay --seed 0
 
 SAC (sbx, the JAX sibling of stable-baselines3) learns online, and the qualities are cut from that one run, which they share:
 
@@ -33,7 +33,7 @@ from sbx import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rambo_continuous import D4RL_ENVS, REFERENCE_RETURNS, InputError, make_env
 
 # A policy maps (observation, step number) to (action in the environment's units, log-density of the action scaled to [-1, 1])

@@ -5,12 +5,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 SEEDS=${SEEDS:-1 2 3 4 5}
+run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous.py}" --bc-epochs 50 "$@")
 
 while read -r env k lambda; do
   for seed in $SEEDS; do
-    echo "python ${SCRIPT:-rambo_continuous.py} --env-id $env --seed $seed --rollout-length $k --adv-weight $lambda --bc-epochs 50 $*"
+    echo "$run --env-id $env --seed $seed --rollout-length $k --adv-weight $lambda"
   done
-done <<EOF | python benchmark/runner.py
+done <<EOT | python benchmark/runner.py
 halfcheetah-random-v2 5 0
 halfcheetah-medium-v2 5 3e-4
 halfcheetah-medium-replay-v2 5 3e-4
@@ -23,4 +24,4 @@ walker2d-random-v2 5 0
 walker2d-medium-v2 5 0
 walker2d-medium-replay-v2 5 0
 walker2d-medium-expert-v2 2 3e-4
-EOF
+EOT

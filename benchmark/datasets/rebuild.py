@@ -1,7 +1,7 @@
-"""Rebuilds a log of collect_dataset.py from its actions and the first state of every episode, bit for bit.
+"""Rebuilds a log of collect.py from its actions and the first state of every episode, bit for bit.
 
-    python benchmark/rebuild_dataset.py benchmark/datasets/hopper_sbx_medium_replay-v2.npz     # writes collected/....hdf5
-    python benchmark/rebuild_dataset.py collected/hopper_sbx_medium_replay-v2.hdf5             # the way back: writes the .npz
+    python benchmark/datasets/rebuild.py benchmark/datasets/hopper_sbx_medium_replay-v2.npz     # writes collected/....hdf5
+    python benchmark/datasets/rebuild.py collected/hopper_sbx_medium_replay-v2.hdf5             # the way back: writes the .npz
 
 MuJoCo is deterministic, so the simulator can add the rest: 2 MB in git instead of 20. The .npz holds a checksum of the rows;
 a machine that rounds otherwise, or another MuJoCo, ends with an error and writes no file.
@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rambo_continuous import InputError, is_d4rl_id, make_env
 
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
@@ -33,7 +33,7 @@ STORED = ("env_id", "actions", "lengths", "qpos", "qvel", "sha256")
 @dataclass
 class Args:
     source: Annotated[Path, tyro.conf.Positional]
-    """an .npz of actions to rebuild the log from, or an .hdf5 of collect_dataset.py (without --minimal) to make one of"""
+    """an .npz of actions to rebuild the log from, or an .hdf5 of collect.py (without --minimal) to make one of"""
     output: Path | None = None
     """the file to write (default: of the same name in collected/, or in benchmark/datasets/)"""
 
@@ -67,7 +67,7 @@ def pack(source: Path) -> dict[str, np.ndarray]:
         with h5py.File(source) as file:
             data = {key: file[key][()] for key in (*COLUMNS, "infos/qpos", "infos/qvel")}
     except (OSError, KeyError) as error:
-        raise InputError(f"{source}: not a log of collect_dataset.py with infos/qpos and infos/qvel ({error})") from error
+        raise InputError(f"{source}: not a log of collect.py with infos/qpos and infos/qvel ({error})") from error
     ends = np.flatnonzero(data["terminals"] | data["timeouts"]) + 1
     starts = np.concatenate([[0], ends[:-1]])
     states = {key: data[f"infos/{key}"][starts] for key in ("qpos", "qvel")}
@@ -110,7 +110,7 @@ def main(args: Args) -> None:
     if args.source.suffix == ".hdf5":
         arrays = pack(args.source)
         simulate(arrays)  # what cannot be rebuilt is not worth storing
-        path = args.output or Path(__file__).parent / "datasets" / f"{args.source.stem}.npz"
+        path = args.output or Path(__file__).parent / f"{args.source.stem}.npz"
         write(path, lambda file: np.savez_compressed(file, **arrays))
     else:
         try:

@@ -1,4 +1,4 @@
-"""benchmark/collect_dataset.py: the file's format, resuming after a kill, refusals, and the bundled datasets."""
+"""benchmark/datasets/collect.py: the file's format, resuming after a kill, refusals, and the bundled datasets."""
 
 import json
 import os
@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmark" / "collect_dataset.py"
-sys.path.insert(0, str(SCRIPT.parent))
-import collect_dataset  # noqa: E402
+from benchmark.datasets import collect
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmark" / "datasets" / "collect.py"
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
 ENVIRONMENT["XLA_FLAGS"] = f"{ENVIRONMENT.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+pytestmark = pytest.mark.xdist_group("collect")  # one process: they share a run
 COLUMNS = {"observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "infos/action_log_probs"}
 # A SAC run of 600 steps, which a time limit of 200 cuts into 3 episodes
 REPLAY = "--env Pendulum-v1 --quality medium-replay --sac-steps 600 --learning-starts 300 --eval-every 400".split()
@@ -33,7 +34,7 @@ def run_script(*arguments: object) -> subprocess.CompletedProcess:
 
 def run_here(*arguments: object) -> None:
     """The same in this process, which saves the seconds that importing JAX takes."""
-    collect_dataset.main(tyro.cli(collect_dataset.Args, args=[*map(str, arguments)]))
+    collect.main(tyro.cli(collect.Args, args=[*map(str, arguments)]))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -97,7 +98,7 @@ def test_a_finished_file_is_kept(replay: Path, capsys: pytest.CaptureFixture) ->
     before = replay.read_bytes()
     run_here(*REPLAY, "--output-dir", replay.parent, "--output", replay)
     assert "already complete" in capsys.readouterr().out
-    with pytest.raises(collect_dataset.InputError, match="seed 0, not 1"):
+    with pytest.raises(collect.InputError, match="seed 0, not 1"):
         run_here(*REPLAY, "--output-dir", replay.parent, "--output", replay, "--seed", 1)
     assert replay.read_bytes() == before
 
@@ -151,7 +152,7 @@ def test_medium_and_expert_are_rollouts_of_one_run(tmp_path: Path) -> None:
     assert len(medium["rewards"]) == 400 and len(both["rewards"]) == 800
     assert all(np.array_equal(both[key][:400], medium[key]) for key in COLUMNS)
     assert not np.array_equal(both["actions"][400:], medium["actions"])
-    with pytest.raises(collect_dataset.InputError, match="--sac-steps is too small"):
+    with pytest.raises(collect.InputError, match="--sac-steps is too small"):
         run_here(*common, "expert", "--sac-steps", 200)
 
 
@@ -165,7 +166,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
         (["--num-transitions", 0], "--num-transitions 0"),
         (["--output", tmp_path / "foreign.hdf5"], "not from this script"),
     ]:
-        with pytest.raises(collect_dataset.InputError, match=message):
+        with pytest.raises(collect.InputError, match=message):
             run_here(*arguments, "--output-dir", tmp_path)
 
 
