@@ -7,7 +7,7 @@ arguments. One command adds the runs of LOG in runs/ to it (in place of those wi
 of v1.0 do not know what a value can be at most, so give --log the first time); another makes all that is published again:
 
     python benchmark/report.py runs --tidy benchmark/results/LOG.csv --log collected/LOG.hdf5
-    python benchmark/report.py benchmark/results/*.csv --output benchmark/results/report.md --figures benchmark/figures \\
+    python benchmark/report.py benchmark/results --output benchmark/results/report.md --figures benchmark/figures \\
         --tables benchmark/results.md
 """
 
@@ -73,14 +73,14 @@ run diverged. BC to TD3+BC as the preprint prints them, OfflineRL-Kit as its REA
 CHOICE_TEXT = f"""The authors' final paper chooses by size and stability of the Q-values in training. This is our rule in that
 spirit, not theirs. It sees `losses/qf_values` of the last {WINDOW:.0%} of the iterations (at least {LAST}); it discards a pair
 if a seed diverged, if a seed's mean Q exceeds what the rewards allow, or if Q still varies (std above {MAX_VARIATION:.0%} of
-its size). Of the rest it takes the lowest mean Q, the most pessimistic; if nothing is left, the steadiest. Regret: mean score of
+its size). It takes the lowest mean Q of the rest, the most pessimistic; if none is left, the steadiest. Regret: mean score of
 the last iteration of the best pair minus that of the chosen one."""
 
 
 @dataclass
 class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
-    """folders that hold run folders, and logs of published runs (LOG.csv)"""
+    """folders that hold run folders or logs of published runs, or such a log, LOG.csv"""
     output: Path | None = None
     """the Markdown goes to this file instead of the terminal"""
     figures: Path | None = None
@@ -301,10 +301,10 @@ def pair_name(pair: tuple[int, float]) -> str:
 
 
 def read(path: Path) -> list[Run]:
-    """The runs of a folder or of LOG.csv that have been evaluated or diverged."""
-    runs = (
-        read_tidy(path) if path.suffix == ".csv" else [read_folder(args.parent) for args in sorted(path.glob("*/args.json"))]
-    )
+    """The runs of LOG.csv, or of the run folders and the logs in a folder, that have been evaluated or diverged."""
+    logs = [path] if path.suffix == ".csv" else [log for log in sorted(path.glob("*.csv")) if args_path(log).exists()]
+    runs = [run for log in logs for run in read_tidy(log)]
+    runs += [read_folder(file.parent) for file in sorted(path.glob("*/args.json"))]
     return [run for run in runs if len(run.scores[1]) or run.status == "diverged"]
 
 
@@ -347,7 +347,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def number(value: float) -> str:
-    text = f"{value:.1f}" if abs(value) < 1e5 else f"{value:.1e}"
+    text = f"{value:.1f}" if abs(value) < 1e4 else f"{value:.1e}"
     return "0.0" if text == "-0.0" else text
 
 
@@ -373,10 +373,14 @@ def largest_ratios(runs: list[Run]) -> list[float]:
     return [ratio.max() for ratio in ratios if len(ratio)]
 
 
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}" if ratio < 1e4 else f"{ratio:.1e}"
+
+
 def bound_of_each_seed(runs: list[Run]) -> str:
     def text(run: Run) -> str:
         passed = f" (from {run.bound_passed})" if run.bound_passed else ""
-        return ", ".join(f"{run.seed}: {ratio:.3g}{passed}" for ratio in largest_ratios([run]))
+        return ", ".join(f"{run.seed}: {ratio_text(ratio)}{passed}" for ratio in largest_ratios([run]))
 
     return ", ".join(filter(None, map(text, runs)))
 
@@ -433,7 +437,7 @@ def summary_table(runs: Runs, samples: int) -> str:
             row += ["", "", ""]
         else:
             row += [mean_and_std(group, VALUE_GAP)]
-            row += [" to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(ratios), max(ratios)))) if ratios else ""]
+            row += [" to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""]
             row += [f"{len(passed)} of {len(group)}" + (f", from iteration {min(passed)}" if passed else "")]
         rows.append(row)
     return table(header, rows)
