@@ -412,11 +412,16 @@ def seeds_section(runs: Runs, left_out: list[Run], flags: dict[str, str]) -> str
     return "\n\n".join(filter(None, text))
 
 
+def or_random(run: Run, value: Callable[[Run], float]) -> float:
+    """0, the score of a random policy, for a run that diverged."""
+    return 0.0 if run.status == "diverged" else value(run)
+
+
 def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
     """Of a two-sided permutation test that the mean of the last 10 is another one; exact for a few seeds."""
     if group is reference or min(len(group), len(reference)) < 2:
         return ""
-    scores = [[MEAN_SCORE(run) for run in runs] for runs in (group, reference)]
+    scores = [[or_random(run, MEAN_SCORE) for run in runs] for runs in (group, reference)]
     test = partial(permutation_test, statistic=lambda x, y: np.mean(x) - np.mean(y), n_resamples=samples, rng=0)
     return f"{test(scores).pvalue:.2g}"
 
@@ -430,8 +435,9 @@ def summary_table(runs: Runs, samples: int) -> str:
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
         scores = {run.seed: "-" if run.status == "diverged" else number(run.mean_of_last) for run in group}
-        row = [method.name, *(scores.get(seed, "") for seed in seeds), number(np.median([run.mean_of_last for run in group]))]
-        row += [mean_and_std(group, MEAN_SCORE), p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
+        median = np.median([or_random(run, MEAN_SCORE) for run in group])
+        row = [method.name, *(scores.get(seed, "") for seed in seeds), number(median), mean_and_std(group, MEAN_SCORE)]
+        row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
             row += ["", "", ""]
@@ -501,15 +507,18 @@ def aggregate_section(runs: Runs, samples: int) -> str:
         if any(run.is_normalised for run in group):
             methods_of[dataset].add(method)
     counts = Counter(method for methods in methods_of.values() for method in methods)
-    methods = sorted((method for method in counts if counts[method] >= len(methods_of) / 2), key=method_order)
-    names = [dataset for dataset in methods_of if methods_of[dataset].issuperset(methods)]
-    if len(methods) < 2 or not names:
+    choices = []
+    for least in set(counts.values()):  # the largest table without a hole
+        methods = sorted((method for method in counts if counts[method] >= least), key=method_order)
+        choices.append((methods, [dataset for dataset in methods_of if methods_of[dataset].issuperset(methods)]))
+    methods, names = max(choices, key=lambda choice: len(choice[0]) * len(choice[1]), default=((), ()))
+    if len(methods) < 2:
         return "## Aggregate statistics\n\nThey need two methods on the same dataset with normalised scores."
     seeds = {method: min(len(runs[dataset, method]) for dataset in names) for method in methods}
 
     def matrix(method: Method, value: Callable[[Run], float]) -> np.ndarray:
         groups = [runs[dataset, method][: seeds[method]] for dataset in names]
-        return np.array([[0.0 if run.status == "diverged" else value(run) for run in group] for group in groups]).T
+        return np.array([[or_random(run, value) for run in group] for group in groups]).T
 
     def estimate(scores: dict, function: Callable) -> tuple[dict, dict]:
         np.random.seed(0)  # rliable draws from numpy's global generator
@@ -638,7 +647,7 @@ def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Me
 
 def save(figure: plt.Figure, methods: list[Method], styles: dict[Method, str], colors: dict[Method, str], path: Path) -> None:
     handles = [plt.Line2D([], [], color=colors[method], linestyle=styles[method], label=method.name) for method in methods]
-    figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(methods) < 6 else 2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(methods) < 4 else 2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
@@ -665,7 +674,7 @@ def draw_all(runs: Runs, folder: Path) -> None:
         trained = {key: group for key, group in groups.items() if styles[key[1]] == "-"}  # behaviour cloning has no critic
         panels = (
             ("score", None, groups, None),
-            ("value gap (above 0: no lower bound)", "charts/value_gap", trained, 0),
+            ("value gap", "charts/value_gap", trained, 0),
             ("mean Q / largest possible value", RATIO, trained, 1),
         )
         for axis, (label, column, chosen, line) in zip(axes, panels, strict=True):
