@@ -93,8 +93,8 @@ class Args:
     """with --tidy: the HDF5 file, whose smallest and largest reward bound the values"""
     unfinished: bool = False
     """count runs that have not ended with the score they have reached"""
-    bootstrap_samples: int = 1000
-    """of the confidence intervals"""
+    bootstrap_samples: int = 2000
+    """of the confidence intervals, and at most so many permutations"""
 
 
 @dataclass(frozen=True)
@@ -209,25 +209,28 @@ def value_bound_ratio(q: float, rewards: dict[str, float], gamma: float) -> floa
     return q / (upper or -lower) if q >= 0 else q / (lower or -upper)
 
 
+def add_ratios(run: Run, rewards: dict[str, float]) -> None:
+    """The ratio to the bound where the run, of v1.0, has not logged it."""
+    for row in run.rows:
+        if row.get("losses/qf_values") and not row.get(RATIO):
+            row[RATIO] = f"{value_bound_ratio(float(row['losses/qf_values']), rewards, run.args['gamma']):.6g}"
+
+
 def write_tidy(path: Path, runs: Runs, rewards: dict[str, float] | None) -> None:
-    """LOG.csv and LOG.args.json; numbers stay as the runs wrote them, the ratio is added where a run of v1.0 lacks it."""
-    methods = {}
+    """LOG.csv and LOG.args.json; numbers stay as the runs wrote them."""
+    methods, rows = {}, []
+    for (_, method), group in runs.items():
+        common = {k: v for k, v in group[0].args.items() if all(k in run.args and run.args[k] == v for run in group)}
+        common.pop("seed", None)
+        seeds = {run.seed: {k: v for k, v in run.args.items() if k not in {*common, "seed"}} for run in group}
+        methods[method.name] = {"args": common, "seeds": {seed: own for seed, own in seeds.items() if own}}
+        for run in group:
+            rows += [row | {"method": method.name, "seed": run.seed, "status": ""} for row in run.rows]
+            rows[-1]["status"] = run.status
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
         writer.writeheader()
-        for (_, method), group in runs.items():
-            common = {k: v for k, v in group[0].args.items() if all(k in run.args and run.args[k] == v for run in group)}
-            seeds = {run.seed: {k: v for k, v in run.args.items() if k not in common and k != "seed"} for run in group}
-            common.pop("seed", None)
-            methods[method.name] = {"args": common, "seeds": {seed: own for seed, own in seeds.items() if own}}
-            for run in group:
-                for row in run.rows:
-                    status = run.status if row is run.rows[-1] else ""
-                    row = row | {"method": method.name, "seed": run.seed, "status": status}
-                    if rewards and row.get("losses/qf_values") and not row.get(RATIO):
-                        ratio = value_bound_ratio(float(row["losses/qf_values"]), rewards, run.args["gamma"])
-                        row[RATIO] = f"{ratio:.6g}"
-                    writer.writerow(row)
+        writer.writerows(rows)
     text = json.dumps({"rewards": rewards, "methods": methods}, indent=2, ensure_ascii=False)
     args_path(path).write_text(text + "\n", encoding="utf-8")
 
@@ -244,6 +247,8 @@ def add_to_tidy(args: Args) -> None:
     runs, _, _ = group_runs((run for run in map(read, paths) for run in run if run.dataset == args.tidy.stem), unfinished=True)
     if not runs:
         sys.exit(f"no run of {args.tidy.stem} in {', '.join(map(str, args.runs))}")
+    for run in (run for group in runs.values() for run in group if rewards):
+        add_ratios(run, rewards)
     args.tidy.parent.mkdir(parents=True, exist_ok=True)
     write_tidy(args.tidy, runs, rewards)
     for (_, method), group in runs.items():
@@ -277,7 +282,7 @@ def name_methods(runs: list[Run]) -> str:
         args, pair = run.args, None
         changes = {k: v for k, v in settings(args).items() if len(values[k]) > 1 and v != defaults.get(k)}
         words = [f"{key} {value}" for key, value in changes.items()]
-        words += ["JAX"] if "jax" in args["exp_name"] else []
+        words += ["JAX"] if "num_seeds" in args else []  # which the torch script does not have
         if is_behaviour_cloning(args):
             name = f"behaviour cloning, {args['bc_epochs']} epochs"
         elif args["real_ratio"] == 1:
@@ -501,17 +506,15 @@ def paper_sections(runs: Runs, flags: dict[str, str]) -> list[str]:
 
 # --- aggregate statistics ---------------------------------------------------------------------------------------------
 def aggregate_section(runs: Runs, samples: int) -> str:
-    """rliable's interquartile mean and probability of improvement, with stratified bootstrap intervals."""
+    """rliable's interquartile mean, with stratified bootstrap intervals, and probability of improvement, on the datasets and
+    methods that make the largest table without a hole."""
     methods_of: dict[str, set[Method]] = defaultdict(set)
     for (dataset, method), group in runs.items():
         if any(run.is_normalised for run in group):
             methods_of[dataset].add(method)
-    counts = Counter(method for methods in methods_of.values() for method in methods)
-    choices = []
-    for least in set(counts.values()):  # the largest table without a hole
-        methods = sorted((method for method in counts if counts[method] >= least), key=method_order)
-        choices.append((methods, [dataset for dataset in methods_of if methods_of[dataset].issuperset(methods)]))
-    methods, names = max(choices, key=lambda choice: len(choice[0]) * len(choice[1]), default=((), ()))
+    tables = [(methods, [name for name in methods_of if methods <= methods_of[name]]) for methods in methods_of.values()]
+    methods, names = max(tables, key=lambda table: len(table[0]) * len(table[1]), default=((), ()))
+    methods = sorted(methods, key=method_order)
     if len(methods) < 2:
         return "## Aggregate statistics\n\nThey need two methods on the same dataset with normalised scores."
     seeds = {method: min(len(runs[dataset, method]) for dataset in names) for method in methods}
@@ -520,36 +523,30 @@ def aggregate_section(runs: Runs, samples: int) -> str:
         groups = [runs[dataset, method][: seeds[method]] for dataset in names]
         return np.array([[or_random(run, value) for run in group] for group in groups]).T
 
-    def estimate(scores: dict, function: Callable) -> tuple[dict, dict]:
-        np.random.seed(0)  # rliable draws from numpy's global generator
-        return get_interval_estimates(scores, function, reps=samples)
-
     rows: dict[str, list[str]] = {method.name: [str(seeds[method])] for method in methods}
     for value in (LAST_SCORE, MEAN_SCORE):
         scores = {method.name: matrix(method, value) for method in methods}
-        points, intervals = estimate(scores, lambda x: np.array([aggregate_iqm(x)]))
+        np.random.seed(0)  # rliable draws from numpy's global generator
+        points, intervals = get_interval_estimates(scores, lambda x: np.array([aggregate_iqm(x)]), reps=samples)
         for name, row in rows.items():
             low, high = intervals[name].ravel()
             interval = f" ({low:.1f} to {high:.1f})" if row[0] != "1" else ""  # one seed has none
             row.append(f"{points[name].item():.1f}{interval}")
     reference = next((method for method in methods if method.pair == (5, 3e-4)), methods[0])
-    others = [method for method in methods if method is not reference]
-    pairs = {method.name: (matrix(reference, MEAN_SCORE), matrix(method, MEAN_SCORE)) for method in others}
-    points, intervals = estimate(pairs, probability_of_improvement)
-    for method in others:
-        low, high = intervals[method.name].ravel()
-        several = min(seeds[reference], seeds[method]) > 1
-        rows[method.name].append(f"{points[method.name]:.2f} ({low:.2f} to {high:.2f})" if several else "")
-        per_seed = [scores.mean(1) for scores in pairs[method.name]]  # over the datasets
+    for method in methods:
+        if method is reference or min(seeds[reference], seeds[method]) < 2:
+            rows[method.name] += ["", ""]
+            continue
+        scores = matrix(reference, MEAN_SCORE), matrix(method, MEAN_SCORE)
+        per_seed = [score.mean(1) for score in scores]  # over the datasets
         difference = partial(permutation_test, statistic=lambda x, y: x.mean() - y.mean(), n_resamples=samples, rng=0)
-        rows[method.name].append(f"{difference(per_seed).pvalue:.3f}" if several else "")
-    rows[reference.name] += ["", ""]
+        rows[method.name] += [f"{probability_of_improvement(*scores):.2f}", f"{difference(per_seed).pvalue:.3f}"]
     header = ["method", "seeds", "IQM, last iteration", f"IQM, mean of the last {LAST}", f"P({reference.name} is better)", "p"]
     return f"""## Aggregate statistics
 
 Over {", ".join(names)}; in brackets 95 % stratified bootstrap intervals (rliable). P is the probability of a higher mean of
-the last {LAST} evaluations. Few seeds: the intervals are too narrow; so p, of a two-sided permutation test that the same mean
-differs (exact up to {samples} permutations of the seeds). A diverged run counts as 0, a random policy.
+the last {LAST} evaluations, p of a two-sided permutation test that the same mean differs (exact up to {samples} permutations
+of the seeds): with few seeds the intervals are too narrow. A diverged run counts as 0, a random policy.
 
 {table(header, [[name, *row] for name, row in rows.items()])}"""
 

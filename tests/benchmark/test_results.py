@@ -56,7 +56,7 @@ def test_the_command_in_runaway_values_md_makes_its_table_and_figure_again(tmp_p
 
 
 def test_every_log_is_on_the_page_with_its_table_and_figure():
-    assert [section for section in re.findall(r"^## (.*)$", RESULTS, re.M)].sort() == [log.stem for log in LOGS].sort()
+    assert sorted(re.findall(r"^## (.*)$", RESULTS, re.M)) == [log.stem for log in LOGS]
     for log in LOGS:
         section = RESULTS.split(f"\n## {log.stem}\n")[1].split("\n## ")[0]
         assert f"<!-- {log.stem} -->\n\n| " in section and f"(figures/{log.stem}.png)" in section
