@@ -89,7 +89,10 @@ def logs(tmp_path_factory) -> Path:
         write_run(folder, hopper, seed, 15 + offset, real_ratio=1.0, adv_weight=0.0)
         write_run(folder, hopper, seed, 12, real_ratio=1.0, adv_weight=0.0, total_iterations=0, bc_epochs=50)
         write_run(folder, walker, seed, 85 + offset, adv_weight=0.0)
-        write_run(folder, walker, seed, 50, **dict(status="diverged", until=7) if seed == 2 else {})
+        if seed == 2:
+            write_run(folder, walker, seed, 500, status="diverged", until=7)
+        else:
+            write_run(folder, walker, seed, 50)
     write_run(folder, hopper, 4, 60, until=9, status=None)
     write_run(folder, hopper, 1, 1, dataset_path="elsewhere/log.hdf5")
     write_run(folder, "Pendulum-v1", 1, -150)
