@@ -288,6 +288,8 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: torch.Tensor, holdout: Bat
     """
     obs_dim, device = holdout.observations.shape[-1], train_rows.device
     dynamics.set_scales(split_rows(train_rows, obs_dim))
+    if args.model_max_pretrain_epochs == 0:
+        return holdout_errors(dynamics, holdout)
     optimizer = torch.optim.Adam(dynamics.parameters(), lr=args.model_lr, fused=True, capturable=True)
     loss_function = torch.compile(pretraining_loss) if args.compile else pretraining_loss
 

@@ -343,6 +343,8 @@ def pretrain_dynamics(
         return jax.tree.map(partial(jnp.where, epochs_since_improvement > 10), state, new_state)
 
     state, bootstrap = jax.jit(jax.vmap(start, (0, 0, None)))(dynamics, keys, train_rows)
+    if args.model_max_pretrain_epochs == 0:
+        return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
     bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
     for i in bar:

@@ -27,7 +27,7 @@ for name in ("DISPLAY", "D4RL_DATASET_DIR", "MUJOCO_GL"):
 
 # The smallest run that does everything once
 TINY = "--total-iterations 2 --updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1".split()
-TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-length 2 --adv-weight 3e-4".split()
+TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-length 2 --adv-weight 3e-4 --eval-workers 0".split()
 
 
 def pytest_collection_modifyitems(items):
