@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import h5py
@@ -60,8 +60,9 @@ class Args:
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
     torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
-    compile: bool = False  # torch.compile the losses with their backward passes: a minute first, then fewer kernels
-    cudagraphs: bool = True  # on a GPU, replay each update as one CUDA graph: launching small kernels is what costs
+    compile: bool = torch.cuda.is_available()  # torch.compile the losses and their backward passes: fewer kernels
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    cudagraphs: bool = torch.cuda.is_available()  # replay each update as one CUDA graph: launching kernels costs
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -525,6 +526,7 @@ def main(args: Args) -> None:
     # TRY NOT TO MODIFY: seeding
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
@@ -580,21 +582,10 @@ def main(args: Args) -> None:
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
     parts = agent, dynamics, *optimizers.values()
-    if args.resume:
-        with explain(f"--resume {args.resume}: no usable checkpoint.pt there"):
-            checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=device, weights_only=True)
-            run.go_on(checkpoint)
-            for part, state in zip(parts, checkpoint["states"], strict=True):
-                part.load_state_dict(state)
-            torch.set_rng_state(checkpoint["rng_state"].cpu())
-            if device.type == "cuda" and checkpoint["cuda_rng_state"] is not None:
-                torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
-            if checkpoint["buffer"] is not None:
-                buffer.copy_(checkpoint["buffer"])
-            elif use_model:
-                print("The checkpoint holds no model rollouts: rolling the model out anew")
-                for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
-                    add_rollouts(iteration)
+    if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
+        print("The checkpoint holds no model rollouts: rolling the model out anew")
+        for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
+            add_rollouts(iteration)
 
     # One update each, as functions of tensors of fixed shapes
     compiled = torch.compile if args.compile else lambda function: function
@@ -620,17 +611,7 @@ def main(args: Args) -> None:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last = iteration == args.total_iterations
         if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
-            checkpoint = {
-                "settings": run.settings,
-                "iteration": iteration,
-                "seconds": time.time() - run.start_time,
-                "states": [part.state_dict() for part in parts],
-                "buffer": buffer if args.checkpoint_buffer else None,
-                "rng_state": torch.get_rng_state(),
-                "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            }
-            run.collect(0)
-            run.save("checkpoint.pt", lambda file, checkpoint=checkpoint: torch.save(checkpoint, file))
+            save_checkpoint(run, iteration, parts, buffer if args.checkpoint_buffer else None)
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             run.evaluate(iteration, to_numpy(agent))
         if is_last:
@@ -718,6 +699,36 @@ class CudaGraph:
 def capture(function: Callable, args: Args, device: torch.device) -> Callable:
     """The same function, on a GPU as a CUDA graph (--cudagraphs)."""
     return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
+
+
+def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: torch.Tensor | None) -> None:
+    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
+    run.collect(0)
+    checkpoint = {
+        "settings": run.settings,
+        "iteration": iteration,
+        "seconds": time.time() - run.start_time,
+        "states": [part.state_dict() for part in parts],
+        "buffer": buffer,
+        "rng_state": torch.get_rng_state(),
+        "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+    run.save("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(run: "Run", parts: tuple, buffer: torch.Tensor) -> bool:
+    """Takes up a run of save_checkpoint, without executing pickled code. Returns whether it held the model's rollouts."""
+    with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
+        checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
+        run.go_on(checkpoint)
+        for part, state in zip(parts, checkpoint["states"], strict=True):
+            part.load_state_dict(state)
+        torch.set_rng_state(checkpoint["rng_state"].cpu())
+        if torch.cuda.is_initialized() and checkpoint["cuda_rng_state"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
+        if checkpoint["buffer"] is not None:
+            buffer.copy_(checkpoint["buffer"])
+        return checkpoint["buffer"] is not None
 
 
 def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import h5py
@@ -62,7 +62,7 @@ class Args:
     torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
-    unroll: int = 1  # updates in one step of the compiled loops
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -551,9 +551,18 @@ def update_model(
     return dynamics, optimizer, observations, metrics | {"model/grad_norm": optax.tree.norm(gradients)}
 
 
-def summarize(history: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The metrics of an iteration from those of its updates [U]: the mean, or the largest of max_..."""
-    return {name: values.max() if "/max_" in name else values.mean() for name, values in history.items()}
+def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, dict[str, jax.Array]]:
+    """carry, metrics = update(carry, draw) for all draws [U, ...]; the mean of each metric, or the largest of max_..."""
+    names = []
+
+    def step(carry: tuple, draw: tuple) -> tuple:
+        carry, metrics = update(carry, draw)
+        names[:] = metrics
+        return carry, jnp.stack(list(metrics.values()))  # one array is written at each step, not one for each metric
+
+    carry, history = jax.lax.scan(step, carry, draws)
+    means, largest = dict(zip(names, history.mean(0), strict=True)), dict(zip(names, history.max(0), strict=True))
+    return carry, {name: largest[name] if "/max_" in name else means[name] for name in names}
 
 
 class TrainState(NamedTuple):
@@ -598,8 +607,8 @@ def train_iteration(
         jax.random.randint(agent_keys[1], (num_updates, batch_size - num_real), 0, num_model_rows),
         jax.random.normal(agent_keys[2], (num_updates, 2, batch_size, action_dim)),
     )
-    (agent, optimizers), history = jax.lax.scan(agent_step, (agent, optimizers), draws, unroll=args.unroll)
-    metrics |= summarize(history)
+    (agent, optimizers), agent_metrics = scan_updates(agent_step, (agent, optimizers), draws)
+    metrics |= agent_metrics
 
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
@@ -622,9 +631,9 @@ def train_iteration(
             jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers.model, jnp.zeros((batch_size, obs_dim))
-        (dynamics, optimizer, _), history = jax.lax.scan(model_step, carry, draws, unroll=args.unroll)
+        (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
         optimizers = optimizers._replace(model=optimizer)
-        metrics |= summarize(history)
+        metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
     return TrainState(agent, dynamics, optimizers, buffer, key), metrics
@@ -635,7 +644,7 @@ def main(args: Args) -> None:
     if not args.cuda:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_default_matmul_precision", "float32")  # as in torch; a GPU would round to TF32
+    jax.config.update("jax_default_matmul_precision", args.matmul_precision)
     seeds = [args.seed + i for i in range(args.num_seeds)]
     keys = jnp.stack([jax.random.split(jax.random.PRNGKey(seed), 4) for seed in seeds], 1)
     init_keys, pretrain_keys, clone_keys, train_keys = keys
