@@ -677,11 +677,13 @@ def main(args: Args) -> None:
         return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
 
     agent, dynamics = jax.jit(jax.vmap(init))(init_keys)
+    if args.load_model and not args.resume:
+        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * len(seeds))
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
     runs = [Run(seed_args, dataset) for seed_args in split_seeds(args)]
-    names = [run.folder.name for run in runs]
-    runs[0].save("seeds.json", lambda file: file.write(json.dumps(names).encode()))
+    if not args.resume:
+        runs[0].save_json("seeds.json", [run.folder.name for run in runs])
     running, problems = list(range(len(seeds))), []
 
     def for_each_running(step: Callable) -> None:
@@ -693,8 +695,6 @@ def main(args: Args) -> None:
                 running.remove(i)
 
     # Pretraining; or what an earlier run left
-    if args.load_model and not args.resume:
-        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * len(seeds))
     if pretrain:
         dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args)
         for_each_running(lambda i: runs[i].check(0, {"hold-out error": float(errors[i].sum())}))
@@ -1031,31 +1031,28 @@ def termination_rule(env: gym.Env) -> Callable:
 
 def download_d4rl(env_id: str, path: Path) -> None:
     """Downloads a D4RL file, resuming what an earlier try left; only a file with the right checksum gets its name."""
-    (size, sha256), part, problem = D4RL_FILES[env_id], Path(f"{path}.part"), None
+    (size, sha256), part = D4RL_FILES[env_id], Path(f"{path}.part")
     for host in D4RL_HOSTS:
+        start = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
         try:
-            with part.open("ab") as file, tqdm(desc=path.name, total=size, unit="B", unit_scale=True) as bar:
-                request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={file.tell()}-"})
-                with urllib.request.urlopen(request, timeout=30) as response:
-                    start = file.tell() if response.status == 206 else 0  # else the host ignores Range and sends it all
-                    if start + (response.length or 0) != size:
-                        raise OSError("the host sends another file")
-                    file.truncate(start)
-                    while chunk := response.read(1 << 20):
-                        file.write(chunk)
-                        bar.update(len(chunk))
+            with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
+                start = start if response.status == 206 else 0  # else the host ignores Range and sends it all
+                if start + (response.length or 0) != size:
+                    raise OSError("the host sends another file")
+                file.truncate(start)
+                with tqdm.wrapattr(file, "write", size, initial=start, desc=path.name) as bar:
+                    shutil.copyfileobj(response, bar)
             problem = "the transfer broke off"
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
-        if part.stat().st_size >= size:
+        if part.exists() and part.stat().st_size >= size:
             with part.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                     part.replace(path)
                     return
             problem = "wrong checksum"
             part.unlink()
-    if part.exists() and part.stat().st_size == 0:
-        part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
     raise InputError(f"could not download {host}/{path.name} to {path.parent} ({problem}): {ways_out}")
 
@@ -1282,7 +1279,7 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
 class Run:
     """The folder runs/{run_name}: args.json, metrics.csv, evaluations.csv, TensorBoard's events, checkpoint, result.json."""
 
-    started = []  # all of this process
+    folders = []  # of all runs of this process
 
     def __init__(self, args: Args, dataset: Dataset):
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
@@ -1293,10 +1290,13 @@ class Run:
             self.folder = Path(args.resume) if args.resume else self.new_folder()
             self.lock = FileLock(self.folder / ".lock", timeout=0)
             self.lock.acquire()
-            self.save("args.json", lambda file: file.write(json.dumps(vars(args) | {"resume": None}, indent=2).encode()))
+            for name in ("metrics.csv", "evaluations.csv"):
+                (self.folder / name).touch()
+            if not args.resume:
+                self.save_json("args.json", vars(args))
         if args.track:
             self.track()
-        Run.started.append(self)
+        Run.folders.append(self.folder)
 
     def new_folder(self) -> Path:
         """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
@@ -1333,10 +1333,11 @@ class Run:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
         for name, end in {"metrics.csv": self.iteration + 1, "evaluations.csv": self.iteration}.items():
-            if (path := self.folder / name).exists():
-                lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-                kept = "".join(lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < end])
-                self.save(name, lambda file, kept=kept: file.write(kept.encode()))
+            text = (self.folder / name).read_text(encoding="utf-8")
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < end]
+            self.save(name, lambda file, kept=kept: file.write("".join(kept).encode()))
+        self.save_json("args.json", vars(self.args) | {"resume": None})
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1349,6 +1350,9 @@ class Run:
             temporary.replace(self.folder / name)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def save_json(self, name: str, values: dict | list) -> None:
+        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
 
     def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
@@ -1417,22 +1421,21 @@ class Run:
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
-        tables = []
-        for path in (self.folder / "evaluations.csv", self.folder / "metrics.csv"):
-            tables.append(list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else [])
+        paths = self.folder / "evaluations.csv", self.folder / "metrics.csv"
+        evaluations, metrics = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in paths)
         name = "charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"
-        scores = [float(row[name]) for row in tables[0]]
-        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in tables[1]}
+        scores = [float(row[name]) for row in evaluations]
+        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in metrics}
         result = {
             "status": status,
             "score": name,
-            "iteration": int(tables[0][-1]["iteration"]) if scores else None,
+            "iteration": int(evaluations[-1]["iteration"]) if scores else None,
             "last": scores[-1] if scores else None,
             "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
             "value_bound_ratio": max(filter(math.isfinite, ratios.values()), default=None),
             "value_bound_passed": next((iteration for iteration, ratio in ratios.items() if ratio > 1), None),
         }
-        self.save("result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
+        self.save_json("result.json", result)
         self.writer.close()
         self.lock.release()
         if status == "finished" and scores:
@@ -1465,7 +1468,7 @@ if __name__ == "__main__":
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
-        saved = [run.folder for run in Run.started if any(run.folder.glob("checkpoint.*"))]
+        saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
         sys.exit(f"interrupted: --resume {saved[0]} goes on" if saved else "interrupted before the first checkpoint")
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
