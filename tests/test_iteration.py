@@ -1,11 +1,11 @@
 """Algorithm 1 as both scripts put it together: which function gets which rows and random numbers, in which order.
 
-Of the torch script a whole run is watched. Of the JAX script it is train_iteration, step by step instead of compiled, with
-updates that only count how often they were called.
+Of the torch script a whole run is watched. Of the JAX script it is train_iteration, with loops in Python instead of compiled
+ones, rollouts that number their rows, and updates that only count how often they were called.
 """
 
 import inspect
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +19,11 @@ from conftest import TINY, pendulum_log, run_here, write_hdf5
 import rambo_continuous as in_torch
 import rambo_continuous_jax as in_jax
 
-UPDATES, BATCH, NUM_ELITES, K, RETAIN, ITERATIONS, NUM_ROWS, NUM_HOLDOUT = 40, 32, 5, 3, 2, 3, 120, 12
+UPDATES, BATCH, NUM_ELITES, K, RETAIN, ITERATIONS, NUM_ROWS, NUM_HOLDOUT = 14, 128, 5, 3, 2, 3, 120, 12
 OBS_DIM, ACTION_DIM = 3, 1
 FLAGS = [*TINY, "--total-iterations", ITERATIONS, "--updates-per-iteration", UPDATES, "--rollout-length", K]
-FLAGS += ["--rollout-retain-iterations", RETAIN]
+FLAGS += ["--rollout-retain-iterations", RETAIN, "--batch-size", BATCH]
+pytestmark = pytest.mark.xdist_group("iteration")  # one process makes the traces
 WATCHED = ("rollout_models", "update_agent", "update_model")
 
 
@@ -35,8 +36,10 @@ def pack(batch):
 def copied(value):
     """Arrays as they are now; a batch as rows."""
     if isinstance(value, in_torch.Batch | in_jax.Batch):
-        return pack(value).copy()
-    return np.array(value) if isinstance(value, torch.Tensor | jax.Array) else value
+        return pack(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().numpy()
+    return np.array(value) if isinstance(value, jax.Array | np.ndarray) else value
 
 
 class Trace(SimpleNamespace):
@@ -75,34 +78,55 @@ def trace_torch(folder, *flags):
     return Trace(calls=calls, buffer=buffer, rows=np.random.default_rng(0).permutation(dataset.rows))
 
 
+def scan(step, carry, xs, unroll):
+    """jax.lax.scan as a loop in Python."""
+    xs, results = jax.device_get(xs), []
+    for i in range(len(jax.tree.leaves(xs)[0])):
+        carry, result = step(carry, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
+        results.append(result)
+    return carry, jax.tree.map(lambda *x: np.stack(x), *results)
+
+
 def trace_jax(folder, *flags):
+    counter = iter(range(ITERATIONS))
+
+    def number_rows(agent, dynamics, rows, key, terminated, args):
+        first = 1000 * (1 + next(counter))
+        shape = K * args.rollout_batch_size, rows.shape[1]
+        return np.broadcast_to(first + np.arange(shape[0], dtype=np.float32)[:, None], shape), {}
+
     def count_agent(agent, optimizers, batch, noise, args):
         return agent._replace(log_alpha=agent.log_alpha + 1), optimizers, {"losses/max_abs_qf_value": agent.log_alpha}
 
     def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, terminated, args):
-        dynamics = in_jax.nnx.clone(dynamics)
-        dynamics.max_log_var = in_jax.nnx.Param(dynamics.max_log_var + 1)
-        return dynamics, optimizer, observations + 0.1, {"model/log_prob": jnp.zeros(())}
+        return dynamics + 1, optimizer, observations + 0.1, {"model/log_prob": 0.0}
 
-    calls, rows = [], np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
     args = in_jax.parse_args(["--env-id", "Pendulum-v1", *map(str, [*FLAGS, *flags])])
-    agent = in_jax.init_agent(jax.random.PRNGKey(0), OBS_DIM, ACTION_DIM, 1.0)
-    dynamics = in_jax.Dynamics(NUM_ELITES, OBS_DIM, ACTION_DIM, 8, in_jax.nnx.Rngs(0))
-    optimizers = in_jax.Optimizers(*map(in_jax.adam_init, (agent.actor, agent.critic, agent.log_alpha, dynamics)))
     buffer = jnp.zeros((RETAIN if args.real_ratio < 1 else 0, K * args.rollout_batch_size, rows.shape[1]))
-    state, data = in_jax.TrainState(agent, dynamics, optimizers, buffer, jax.random.PRNGKey(1)), jnp.asarray(rows)
-    holdout = in_jax.split_rows(data[:NUM_HOLDOUT], OBS_DIM)
-    with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
-        watch(in_jax, patch, calls, {"update_agent": count_agent, "update_model": count_model})
+    agent, optimizers = in_jax.Agent(None, None, None, 0), in_jax.Optimizers(None, None, None, None)
+    state, holdout = in_jax.TrainState(agent, 0, optimizers, buffer, jax.random.PRNGKey(1)), in_jax.split_rows(rows, OBS_DIM)
+    holdout, calls = in_jax.Batch(*(column[:NUM_HOLDOUT] for column in holdout)), []
+    fakes = dict(rollout_models=number_rows, update_agent=count_agent, update_model=count_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "scan", scan)
+        patch.setattr(in_jax, "holdout_errors", lambda dynamics, holdout: np.full(NUM_ELITES, dynamics))
+        watch(in_jax, patch, calls, fakes)
         for iteration in range(ITERATIONS):
-            state, _ = in_jax.train_iteration(state, jnp.int32(iteration), data, holdout, lambda x: x[..., 0] > 2, args)
-    return Trace(calls=calls, buffer=np.asarray(state.buffer), rows=rows)
+            state, metrics = in_jax.train_iteration(state, jnp.int32(iteration), jnp.asarray(rows), holdout, None, args)
+    return Trace(calls=calls, buffer=np.asarray(state.buffer), rows=rows, metrics=metrics)
 
 
-@pytest.fixture(scope="module", params=[trace_torch, trace_jax], ids=["torch", "jax"])
-def trace(request, tmp_path_factory):
-    """The trace of three iterations with these flags; each is made once."""
-    return lru_cache(lambda *flags: request.param(tmp_path_factory.mktemp("run"), *flags))
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    """For each script a function: flags -> the trace of three iterations; each is made once."""
+    scripts = {"torch": trace_torch, "jax": trace_jax}
+    return {name: lru_cache(partial(make, tmp_path_factory.mktemp(name))) for name, make in scripts.items()}
+
+
+@pytest.fixture(params=["torch", "jax"])
+def trace(request, traces):
+    return traces[request.param]
 
 
 def as_set(rows):
@@ -203,48 +227,44 @@ def test_elites_and_noise_are_drawn_anew_for_each_row_of_each_update(trace):
         assert len(np.unique(noise)) > 0.99 * noise.size
 
 
-def test_each_step_gets_what_the_steps_before_have_learnt():
-    """JAX passes its state around: the rollouts and the model's updates see the newest agent, the rollouts the newest model."""
-    trace = trace_jax(None, *MIXED)
-    agent, model = 0, 1
-    for call in trace.calls:
-        assert (call.agent.log_alpha, call.dynamics.max_log_var[0] if call.name != "update_agent" else model) == (agent, model)
+def test_each_step_gets_what_the_steps_before_have_learnt(traces):
+    """JAX passes its state around: rollouts and model updates see the newest agent, rollouts see the newest model."""
+    run, agent, model = traces["jax"](*MIXED), 0, 0
+    for call in run.calls:
+        assert call.agent.log_alpha == agent
+        assert call.name == "update_agent" or call.dynamics == model
         agent, model = agent + (call.name == "update_agent"), model + (call.name == "update_model")
-    assert (agent, model) == (ITERATIONS * UPDATES, 1 + ITERATIONS * UPDATES)
+    assert (agent, model) == (ITERATIONS * UPDATES, ITERATIONS * UPDATES)
+    assert run.metrics["model/holdout_mse"] == model and run.metrics["losses/max_abs_qf_value"] == agent - 1
 
 
-def test_the_models_adam_starts_afresh_after_pretraining(tmp_path):
-    freshness = [call.adam_is_fresh for call in trace_torch(tmp_path, *MIXED).named("update_model")]
+def test_the_models_adam_starts_afresh_after_pretraining(traces):
+    freshness = [call.adam_is_fresh for call in traces["torch"](*MIXED).named("update_model")]
     assert freshness == [True, *[False] * (ITERATIONS * UPDATES - 1)]
 
 
-def test_pretraining_sees_no_holdout_rows_and_the_members_with_the_lowest_errors_on_them_are_kept(
-    rambo, tmp_path, monkeypatch, capsys
-):
-    seen = []
+def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, tmp_path, monkeypatch):
+    seen, errors, elites = [], [5.0, 1.0, 7.0, 2.0, 3.0, 4.0, 0.5], [1, 3, 4, 5, 6]
 
-    def watching(dynamics, *arguments):
-        result = original(dynamics, *arguments)
-        trained, errors = (dynamics, result) if rambo is in_torch else (in_jax.take(result[0], 0), result[1][0])
+    def pretrain(dynamics, *arguments):
+        trained = dynamics if rambo is in_torch else in_jax.take(dynamics, 0)
         weights = {name: np.copy(array) for name, array in rambo.to_numpy(trained).items()}
-        seen.append((np.asarray(arguments[-3]), pack(arguments[-2]), weights, errors.tolist()))
-        return result
+        seen.append((np.asarray(arguments[-3]), pack(arguments[-2]), weights))
+        return torch.tensor(errors) if rambo is in_torch else (dynamics, jnp.array([errors]))
 
     monkeypatch.chdir(tmp_path)
-    original = rambo.pretrain_dynamics
-    monkeypatch.setattr(rambo, "pretrain_dynamics", watching)
+    monkeypatch.setattr(rambo, "pretrain_dynamics", pretrain)
+    monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: None)  # there is no iteration to compile
     columns = pendulum_log()
     write_hdf5(Path("pendulum.hdf5"), columns)
-    flags = [*TINY, "--total-iterations", 0, "--save-model"]
+    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-interval", 0]
     run = run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags)
-    ((train, holdout, weights, errors),) = seen
+    ((train, holdout, weights),) = seen
     dataset = rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
     assert len(holdout) == len(as_set(holdout)) == NUM_HOLDOUT and len(as_set(dataset.rows)) == NUM_ROWS
     assert as_set(train).isdisjoint(as_set(holdout)) and as_set(train) | as_set(holdout) == as_set(dataset.rows)
     rewards = holdout[:, OBS_DIM + ACTION_DIM].tolist()
     assert sorted(rewards) != sorted(columns["rewards"][:NUM_HOLDOUT].tolist()), "not the first rows of the file"
-    members = sorted(sorted(range(7), key=errors.__getitem__)[:NUM_ELITES])
-    assert len(errors) == 7 and f"elites: {members}" in capsys.readouterr().out
     with np.load(run / "dynamics_pretrained.npz") as kept:
         for name, array in weights.items():
-            np.testing.assert_array_equal(kept[name], array[members] if name.startswith("layers") else array)
+            np.testing.assert_array_equal(kept[name], array[elites] if name.startswith("layers") else array)
