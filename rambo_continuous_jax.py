@@ -4,11 +4,13 @@ import atexit
 import csv
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -17,13 +19,14 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import h5py
@@ -62,7 +65,7 @@ class Args:
     torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
-    unroll: int = 1  # updates in one step of the compiled loops
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -551,9 +554,18 @@ def update_model(
     return dynamics, optimizer, observations, metrics | {"model/grad_norm": optax.tree.norm(gradients)}
 
 
-def summarize(history: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The metrics of an iteration from those of its updates [U]: the mean, or the largest of max_..."""
-    return {name: values.max() if "/max_" in name else values.mean() for name, values in history.items()}
+def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, dict[str, jax.Array]]:
+    """carry, metrics = update(carry, draw) for all draws [U, ...]; the mean of each metric, or the largest of max_..."""
+    names = []
+
+    def step(carry: tuple, draw: tuple) -> tuple:
+        carry, metrics = update(carry, draw)
+        names[:] = metrics
+        return carry, jnp.stack(list(metrics.values()))  # one array is written at each step, not one for each metric
+
+    carry, history = jax.lax.scan(step, carry, draws)
+    means, largest = dict(zip(names, history.mean(0), strict=True)), dict(zip(names, history.max(0), strict=True))
+    return carry, {name: largest[name] if "/max_" in name else means[name] for name in names}
 
 
 class TrainState(NamedTuple):
@@ -598,8 +610,8 @@ def train_iteration(
         jax.random.randint(agent_keys[1], (num_updates, batch_size - num_real), 0, num_model_rows),
         jax.random.normal(agent_keys[2], (num_updates, 2, batch_size, action_dim)),
     )
-    (agent, optimizers), history = jax.lax.scan(agent_step, (agent, optimizers), draws, unroll=args.unroll)
-    metrics |= summarize(history)
+    (agent, optimizers), agent_metrics = scan_updates(agent_step, (agent, optimizers), draws)
+    metrics |= agent_metrics
 
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
@@ -622,9 +634,9 @@ def train_iteration(
             jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers.model, jnp.zeros((batch_size, obs_dim))
-        (dynamics, optimizer, _), history = jax.lax.scan(model_step, carry, draws, unroll=args.unroll)
+        (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
         optimizers = optimizers._replace(model=optimizer)
-        metrics |= summarize(history)
+        metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
     return TrainState(agent, dynamics, optimizers, buffer, key), metrics
@@ -635,7 +647,7 @@ def main(args: Args) -> None:
     if not args.cuda:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_default_matmul_precision", "float32")  # as in torch; a GPU would round to TF32
+    jax.config.update("jax_default_matmul_precision", args.matmul_precision)
     seeds = [args.seed + i for i in range(args.num_seeds)]
     keys = jnp.stack([jax.random.split(jax.random.PRNGKey(seed), 4) for seed in seeds], 1)
     init_keys, pretrain_keys, clone_keys, train_keys = keys
@@ -665,11 +677,13 @@ def main(args: Args) -> None:
         return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
 
     agent, dynamics = jax.jit(jax.vmap(init))(init_keys)
+    if args.load_model and not args.resume:
+        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * len(seeds))
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
     runs = [Run(seed_args, dataset) for seed_args in split_seeds(args)]
-    names = [run.folder.name for run in runs]
-    runs[0].save("seeds.json", lambda file: file.write(json.dumps(names).encode()))
+    if not args.resume:
+        runs[0].save_json("seeds.json", [run.folder.name for run in runs])
     running, problems = list(range(len(seeds))), []
 
     def for_each_running(step: Callable) -> None:
@@ -681,8 +695,6 @@ def main(args: Args) -> None:
                 running.remove(i)
 
     # Pretraining; or what an earlier run left
-    if args.load_model and not args.resume:
-        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * len(seeds))
     if pretrain:
         dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args)
         for_each_running(lambda i: runs[i].check(0, {"hold-out error": float(errors[i].sum())}))
@@ -878,6 +890,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"--resume {args.resume}: no usable args.json there"):
             defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
     args = tyro.cli(Args, args=argv, default=defaults)
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     rules = {
         "--seed must be below 2**32": args.seed < 2**32,
         "--gamma must be below 1": args.gamma < 1,
@@ -888,6 +901,9 @@ def parse_args(argv: list[str] | None = None) -> Args:
         "--wandb-entity makes no sense without --track": not args.wandb_entity or args.track,
         "--track needs wandb: pip install wandb": not args.track or find_spec("wandb"),
         "--capture-video needs moviepy: pip install moviepy": not args.capture_video or find_spec("moviepy"),
+        f"--compile needs a C++ compiler: install {compiler}, or set CXX": (
+            not getattr(args, "compile", False) or shutil.which(compiler.split()[-1])
+        ),
     }
     for name, value in vars(args).items():
         flag, old = f"--{name.replace('_', '-')}", getattr(defaults, name)
@@ -896,9 +912,8 @@ def parse_args(argv: list[str] | None = None) -> Args:
         if type(value) in (int, float):
             limit = "0 or more" if name in MAY_BE_ZERO else "positive"
             rules[f"{flag} must be {limit}"] = 0 < value < math.inf or (name in MAY_BE_ZERO and value == 0)
-    for rule, holds in rules.items():
-        if not holds:
-            raise InputError(rule)
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise InputError("; ".join(broken))
     return args
 
 
@@ -945,17 +960,24 @@ TERMINATION_RULES = {
 } | dict.fromkeys(["HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum"], lambda s: s[..., 0] != s[..., 0])  # NaN only
 
 
-def termination_rule(env: gym.Env) -> Callable:
-    """The function next_observations [..., O] -> terminated [...] of an environment. Raises InputError if none is known."""
-    name = re.split("[/:]", env.spec.id)[-1].split("-")[0]
-    if name not in TERMINATION_RULES:
-        raise InputError(f"no termination rule is known for {env.spec.id}: add one to TERMINATION_RULES as '{name}'")
-    return TERMINATION_RULES[name]
-
-
 def is_d4rl_id(env_id: str) -> bool:
     """hopper-medium-v2 and its kind, also names of one's own such as hopper-mini-v2: evaluated in D4RL physics."""
     return re.fullmatch(r"(hopper|halfcheetah|walker2d)-[a-z0-9-]+-v2", env_id) is not None
+
+
+def minari_dataset(env_id: str):
+    """Minari's dataset of that id, such as mujoco/hopper/medium-v0 or a local one of any name; None where it has none."""
+    if env_id in D4RL_FILES or env_id in BUNDLED_FILES or env_id in gym.registry or ":" in env_id:
+        return None
+    with explain(f"Minari has no {env_id} here: pip install 'minari[hdf5,hf]'; minari list remote"):
+        local = import_module("minari").list_local_datasets() if "/" in env_id or find_spec("minari") else {}
+        if "/" in env_id or env_id in local:
+            return import_module("minari").load_dataset(env_id, download=env_id not in local)
+
+
+def suggest(env_id: str) -> str:
+    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
+    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
@@ -988,8 +1010,8 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
             env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
             if d4rl_physics:
                 restore_d4rl_physics(env)
-        elif is_minari_id(env_id):
-            env = open_minari(env_id).recover_environment(**kwargs)
+        elif (dataset := minari_dataset(env_id)) is not None:
+            env = dataset.recover_environment(**kwargs)
         else:
             env = gym.make("Pendulum-v1" if env_id == "pendulum-mini" else env_id, **kwargs)
     spaces = env.observation_space, env.action_space
@@ -999,43 +1021,37 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
 
 
-def suggest(env_id: str) -> str:
-    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
-    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
-
-
-def is_minari_id(env_id: str) -> bool:
-    """mujoco/hopper/medium-v0 or own/log-v0; gymnasium's own ids may have a namespace, too."""
-    return "/" in env_id and env_id not in gym.registry
-
-
-def open_minari(env_id: str):
-    with explain(f"Minari has no {env_id} here: pip install 'minari[hdf5,hf]'; minari list remote"):
-        import minari
-
-        return minari.load_dataset(env_id, download=env_id not in minari.list_local_datasets())
+def termination_rule(env: gym.Env) -> Callable:
+    """The function next_observations [..., O] -> terminated [...] of an environment. Raises InputError if none is known."""
+    name = re.split("[/:]", env.spec.id)[-1].split("-")[0]
+    if name not in TERMINATION_RULES:
+        raise InputError(f"no termination rule is known for {env.spec.id}: add one to TERMINATION_RULES as '{name}'")
+    return TERMINATION_RULES[name]
 
 
 def download_d4rl(env_id: str, path: Path) -> None:
     """Downloads a D4RL file, resuming what an earlier try left; only a file with the right checksum gets its name."""
-    (size, sha256), part, problem = D4RL_FILES[env_id], Path(f"{path}.part"), "wrong checksum"
+    (size, sha256), part = D4RL_FILES[env_id], Path(f"{path}.part")
     for host in D4RL_HOSTS:
+        start = part.stat().st_size if part.exists() else 0
+        request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
         try:
-            with part.open("ab") as file, tqdm(desc=path.name, total=size, unit="B", unit_scale=True) as bar:
-                request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={file.tell()}-"})
-                with urllib.request.urlopen(request, timeout=30) as response:
-                    if response.status != 206:  # the host ignores Range and sends it all
-                        file.truncate(0)
-                    while chunk := response.read(1 << 20):
-                        file.write(chunk)
-                        bar.update(len(chunk))
+            with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
+                start = start if response.status == 206 else 0  # else the host ignores Range and sends it all
+                if start + (response.length or 0) != size:
+                    raise OSError("the host sends another file")
+                file.truncate(start)
+                with tqdm.wrapattr(file, "write", size, initial=start, desc=path.name) as bar:
+                    shutil.copyfileobj(response, bar)
+            problem = "the transfer broke off"
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
-        if part.stat().st_size >= size:
+        if part.exists() and part.stat().st_size >= size:
             with part.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                     part.replace(path)
                     return
+            problem = "wrong checksum"
             part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
     raise InputError(f"could not download {host}/{path.name} to {path.parent} ({problem}): {ways_out}")
@@ -1053,52 +1069,55 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
     with explain("D4RL's files need a folder: set $D4RL_DATASET_DIR"):
         folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
         path = folder / f"{env_id.removesuffix('-v2').replace('-', '_')}-v2.hdf5"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # several runs may need the same file
-            if not path.exists():
-                download_d4rl(env_id, path)
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):  # several runs may need the same file
+                if not path.exists():
+                    download_d4rl(env_id, path)
     return path
 
 
-def read_minari(env_id: str) -> dict[str, np.ndarray]:
+def read_minari(dataset) -> dict[str, np.ndarray]:
     """The columns of read_hdf5, from a Minari dataset."""
-    episodes = list(open_minari(env_id).iterate_episodes())
-    with explain(f"{env_id}: only flat observations are supported"):
-        return {
-            "observations": np.concatenate([e.observations[:-1] for e in episodes]),
-            "actions": np.concatenate([e.actions for e in episodes]),
-            "rewards": np.concatenate([e.rewards for e in episodes]),
-            "terminals": np.concatenate([e.terminations for e in episodes]),
-            "timeouts": np.concatenate([e.truncations for e in episodes]),
-            "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
-        }
+    episodes = list(dataset.iterate_episodes())
+    return {
+        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
+        "actions": np.concatenate([e.actions for e in episodes]),
+        "rewards": np.concatenate([e.rewards for e in episodes]),
+        "terminals": np.concatenate([e.terminations for e in episodes]),
+        "timeouts": np.concatenate([e.truncations for e in episodes]),
+        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
+    }
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file.
 
-    Without timeouts, episodes end at terminals and after time_limit steps. Raises InputError.
+    Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
     """
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read: is it complete, and HDF5?"), h5py.File(path, "r") as file:
-        data = {key: file[key][()] for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
-    if missing := [key for key in required if key not in data]:
-        raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
-    if any(column.ndim == 0 for column in data.values()) or len({len(column) for column in data.values()}) > 1:
-        raise InputError(f"{path}: its arrays differ in length: { {key: column.shape for key, column in data.items()} }")
-    for key in {"rewards", "terminals", "timeouts"} & data.keys():  # many recorders write [N, 1]
-        data[key] = data[key].squeeze(1) if data[key].shape[1:] == (1,) else data[key]
-    steps = np.arange(len(data["terminals"]))
-    if "timeouts" not in data:
-        first = np.maximum.accumulate(np.where(np.roll(data["terminals"], 1), steps, 0))
-        data["timeouts"] = (steps - first) % time_limit == time_limit - 1
-        print(f"{path.name} has no timeouts: taking episodes to end at terminals and the time limit of {time_limit} steps")
-    if "next_observations" not in data:
-        # Row i + 1 holds row i's next observation, except where an episode ends: there it is lost, so the row is dropped
-        last = data["terminals"].astype(bool) | data["timeouts"].astype(bool) | (steps == len(steps) - 1)
-        print(f"{path.name} has no next_observations: shifted the observations, dropped the last row of {last.sum()} episodes")
-        data["next_observations"] = np.roll(data["observations"], -1, axis=0)
-        data = {key: column[~last] for key, column in data.items()}
+        data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
+        if missing := [key for key in required if key not in data]:
+            raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
+        if len({len(column) for column in data.values()}) > 1:
+            raise InputError(f"{path}: its arrays differ in length: { {key: column.shape for key, column in data.items()} }")
+        for key in {"rewards", "terminals", "timeouts"} & data.keys():  # many recorders write [N, 1]
+            data[key] = data[key].squeeze(1) if data[key].shape[1:] == (1,) else data[key]
+        if "timeouts" not in data:
+            print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
+        steps, terminals = np.arange(len(data["terminals"])), data["terminals"].astype(bool)
+        timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool)
+        first_steps = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
+        data["timeouts"] = timeouts | ((steps - first_steps) % time_limit == time_limit - 1)
+        if "next_observations" not in data:
+            # Row i + 1 holds row i's next observation; where an episode ends it is lost, so the row is dropped
+            last = terminals | data["timeouts"] | (steps == len(steps) - 1)
+            print(
+                f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes"
+            )
+            data["next_observations"] = np.roll(data["observations"], -1, axis=0)
+            data = {key: column[~last] for key, column in data.items()}
     return data
 
 
@@ -1108,22 +1127,27 @@ class Dataset(NamedTuple):
     obs_std: np.ndarray  # float32 [O]
     obs_dim: int
     action_dim: int
-    summary: list[float]  # rows, means and stds: tells datasets apart
+    fingerprint: str  # of the log's columns: tells datasets apart
 
 
 def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset:
     """Reads, checks and packs the log. States are normalised by mean and std + 1e-3 (the way of TD3+BC), actions are
     scaled to [-1, 1], rewards stay raw. Only terminals end the return: a timeout bootstraps. Raises InputError."""
-    from_minari = dataset_path is None and is_minari_id(env_id)
-    path = env_id if from_minari else find_dataset(env_id, dataset_path)
-    data = read_minari(env_id) if from_minari else read_hdf5(path, env.spec.max_episode_steps)
+    if dataset_path is None and (minari := minari_dataset(env_id)) is not None:
+        path, data = env_id, read_minari(minari)
+    else:
+        path = find_dataset(env_id, dataset_path)
+        data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
     widths = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
     if n < 20:
         raise InputError(f"{path} holds {n} transitions: too few to learn from")
     for key, column in data.items():
-        if column.shape != (n, *widths.get(key, ())):
-            raise InputError(f"{path}: {key} has shape {column.shape}, {env.spec.id} needs {(n, *widths.get(key, ()))}")
+        shape = (n, *widths.get(key, ()))
+        if column.size == n == math.prod(shape):  # [N] where [N, 1] is meant
+            column = column.reshape(shape)
+        if column.shape != shape:
+            raise InputError(f"{path}: {key} has shape {column.shape}, {env.spec.id} needs {shape}")
         with explain(f"{path}: {key} holds {column.dtype}, not numbers"), np.errstate(over="ignore"):
             data[key] = column.astype(np.float32)
         if not np.isfinite(data[key]).all():
@@ -1140,15 +1164,14 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
     mean, std = (f(data["observations"], axis=0, dtype=np.float64).astype(np.float32) for f in (np.mean, np.std))
     std += np.float32(1e-3)
     states, next_states = ((data[key] - mean) / std for key in ("observations", "next_observations"))
-    rows = np.concatenate([states, actions, data["rewards"][:, None], next_states, data["terminals"][:, None]], 1)
+    rows = np.concatenate([states, actions, data["rewards"][:, None], next_states, flagged[:, None]], 1, dtype=np.float32)
+    fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in sorted(data.keys() - {"timeouts"}))).hexdigest()
     episode_ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
     returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[episode_ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
-    saturated = (np.abs(actions) > 0.999).mean()
-    print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}, {saturated:.1%} saturated actions;")
-    print(f"  {wrong / max(most, 1):.2%} of terminals contradict the termination rule")
-    summary = [n, *mean, *std, *actions.mean(0), data["rewards"].mean(), data["rewards"].std()]
-    return Dataset(rows, mean, std, obs_dim, action_dim, [float(value) for value in summary])
+    print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
+    print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals contradict the rule")
+    return Dataset(rows, mean, std, obs_dim, action_dim, fingerprint)
 
 
 class Evaluation(NamedTuple):
@@ -1197,7 +1220,7 @@ def numpy_policy(
     return np.tanh(mean), values.min(0)[:, 0]
 
 
-@lru_cache
+@lru_cache(maxsize=1)
 def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector.VectorEnv:
     return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
 
@@ -1219,6 +1242,21 @@ def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
     }
 
 
+def spare_cores() -> int:
+    """Evaluation processes by default: one for each core but one, of those that OMP_NUM_THREADS leaves to this run.
+    0 where a program imports this file: the environments that it made known to gymnasium are unknown in other processes."""
+    if __name__ != "__main__":
+        return 0
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(threads) - 1 if threads.isdigit() else (os.cpu_count() or 1) - 1)
+
+
+def start_worker() -> None:
+    """Leaves Ctrl-C to the parent, and ends when the parent does, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
 @lru_cache
 def worker_pool(workers: int) -> Executor:
     """Processes that evaluate while training goes on; 0: a thread of this process."""
@@ -1229,17 +1267,11 @@ def worker_pool(workers: int) -> Executor:
     return pool
 
 
-def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends when the parent does, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-
-
 def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
     """The arrays of Run.save_arrays. Raises InputError if they are of another dataset."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    if not np.array_equal(arrays["summary"], dataset.summary):
+    if str(arrays["fingerprint"]) != dataset.fingerprint:
         raise InputError(f"{path} was trained on another dataset")
     return arrays
 
@@ -1247,31 +1279,50 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
 class Run:
     """The folder runs/{run_name}: args.json, metrics.csv, evaluations.csv, TensorBoard's events, checkpoint, result.json."""
 
+    folders = []  # of all runs of this process
+
     def __init__(self, args: Args, dataset: Dataset):
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
-        self.settings = json.dumps([fixed_settings(args), dataset.summary])  # of which a checkpoint must be
+        self.settings = json.dumps([fixed_settings(args), dataset.fingerprint])  # of which a checkpoint must be
         self.pending, self.score, self.warned = deque(), math.nan, False
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.pool = worker_pool(max(cores - 1, 1) if args.eval_workers is None else args.eval_workers)
+        self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
-            name, now = re.sub(r"[^\w.-]+", "-", args.env_id) + f"__{args.exp_name}__{args.seed}", int(time.time())
-            while Path(f"runs/{name}__{now}").exists():  # another run that started in this second
-                now += 1
-            self.folder = Path(args.resume or f"runs/{name}__{now}")
-            self.folder.mkdir(parents=True, exist_ok=args.resume is not None)
+            self.folder = Path(args.resume) if args.resume else self.new_folder()
             self.lock = FileLock(self.folder / ".lock", timeout=0)
             self.lock.acquire()
-            self.save("args.json", lambda file: file.write(json.dumps(vars(args) | {"resume": None}, indent=2).encode()))
+            for name in ("metrics.csv", "evaluations.csv"):
+                (self.folder / name).touch()
+            if not args.resume:
+                self.save_json("args.json", vars(args))
         if args.track:
-            with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
-                import wandb
+            self.track()
+        Run.folders.append(self.folder)
 
-                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=self.folder.name)
-                wandb.init(**where, id=self.folder.name[-128:], resume="allow", config=vars(args), sync_tensorboard=True)
+    def new_folder(self) -> Path:
+        """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
+        name = re.sub(r"[^\w.-]+", "-", f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}")
+        for seconds in itertools.count(int(self.start_time)):
+            folder = Path(f"runs/{name}__{seconds}")
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+
+    def track(self) -> None:
+        args, name = self.args, re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
+        try:
+            with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
+                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+                import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+        except InputError:
+            if not args.resume:
+                shutil.rmtree(self.folder)
+            raise
 
     @cached_property
     def writer(self) -> SummaryWriter:
         writer = SummaryWriter(str(self.folder), purge_step=self.iteration or None)
+        events = writer.file_writer.event_writer
+        events.add_event = events._ev_writer.write_event  # here and now: its thread would hang when the disk is full
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
@@ -1282,10 +1333,11 @@ class Run:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
         for name, end in {"metrics.csv": self.iteration + 1, "evaluations.csv": self.iteration}.items():
-            if (path := self.folder / name).exists():
-                header, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) < end]
-                path.write_text("".join([header, *kept]), encoding="utf-8")
+            text = (self.folder / name).read_text(encoding="utf-8")
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < end]
+            self.save(name, lambda file, kept=kept: file.write("".join(kept).encode()))
+        self.save_json("args.json", vars(self.args) | {"resume": None})
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1299,9 +1351,12 @@ class Run:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def save_json(self, name: str, values: dict | list) -> None:
+        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
+
     def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
-        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "summary")}
+        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "fingerprint")}
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
 
     def log(self, iteration: int, metrics: dict, file_name: str = "metrics.csv") -> None:
@@ -1315,6 +1370,7 @@ class Run:
             table.writerow({"iteration": iteration} | metrics)
         for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
             self.writer.add_scalar(name, metrics[name], iteration)
+        self.writer.flush()
         if file_name == "metrics.csv":
             self.check(iteration, metrics)
 
@@ -1345,7 +1401,8 @@ class Run:
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        future = self.pool.submit(run_evaluation, self.args, self.policy(weights), [self.args.seed, iteration])
+        policy = self.policy({name: array.copy() for name, array in weights.items()})  # the next update may write over them
+        future = self.pool.submit(run_evaluation, self.args, policy, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
     def collect(self, most: int = 10) -> None:
@@ -1355,30 +1412,32 @@ class Run:
             try:
                 metrics = future.result()
             except BrokenExecutor as error:
-                raise InputError(f"an evaluation process died (out of memory?): go on with --resume {self.folder}") from error
+                raise InputError(
+                    f"a process that evaluates died (out of memory?): go on with --resume {self.folder} --eval-workers 0"
+                ) from error
             self.log(iteration, metrics | {"seconds": round(seconds, 1)}, "evaluations.csv")
             self.score = metrics["charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"]
 
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
-        tables = []
-        for path in (self.folder / "evaluations.csv", self.folder / "metrics.csv"):
-            tables.append(list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else [])
+        paths = self.folder / "evaluations.csv", self.folder / "metrics.csv"
+        evaluations, metrics = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in paths)
         name = "charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"
-        scores = [float(row[name]) for row in tables[0]]
-        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in tables[1]}
+        scores = [float(row[name]) for row in evaluations]
+        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in metrics}
         result = {
             "status": status,
             "score": name,
-            "iteration": int(tables[0][-1]["iteration"]) if scores else None,
+            "iteration": int(evaluations[-1]["iteration"]) if scores else None,
             "last": scores[-1] if scores else None,
             "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
             "value_bound_ratio": max(filter(math.isfinite, ratios.values()), default=None),
             "value_bound_passed": next((iteration for iteration, ratio in ratios.items() if ratio > 1), None),
         }
-        self.save("result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
+        self.save_json("result.json", result)
         self.writer.close()
+        self.lock.release()
         if status == "finished" and scores:
             print(f"Iteration {result['iteration']}: {name} {scores[-1]:.1f} (mean of {self.args.eval_episodes} episodes)")
             print(f"Mean of the last {len(scores[-10:])} evaluations: {name} {result['mean_of_last_10']:.1f}")
@@ -1400,6 +1459,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a dataset's path may be in letters that the terminal lacks
     try:
         main(parse_args())
     except (InputError, OSError) as problem:
@@ -1408,7 +1468,8 @@ if __name__ == "__main__":
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(3)
     except KeyboardInterrupt:
-        sys.exit("interrupted: --resume RUN_FOLDER goes on from its last checkpoint, if it has one")
+        saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
+        sys.exit(f"interrupted: --resume {saved[0]} goes on" if saved else "interrupted before the first checkpoint")
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -75,7 +76,12 @@ def downloaded(rambo, server):
     """Finds the dataset, which has to be complete and the only file in its folder."""
     path = rambo.find_dataset(ENV_ID, None)
     assert path == server.file and path.read_bytes() == server.content
-    assert list(path.parent.iterdir()) == [path]
+    assert files_of(server) == [path]
+
+
+def files_of(server):
+    """The datasets there, whole or not; the lock that keeps other runs from downloading them, too, does not count."""
+    return [path for path in server.file.parent.iterdir() if path.suffix != ".lock"]
 
 
 def refused(rambo):
@@ -114,9 +120,8 @@ def test_a_partial_file_is_completed(rambo, server, host):
 
 def test_a_complete_partial_file_needs_no_host(rambo, server):
     leave_part(server, server.content)
-    server.use("missing", "missing")
+    server.use(NOBODY_LISTENS, NOBODY_LISTENS)
     downloaded(rambo, server)
-    assert not server.requests
 
 
 def test_a_transfer_that_breaks_off_goes_on_at_the_mirror(rambo, server):
@@ -128,7 +133,7 @@ def test_a_transfer_that_breaks_off_goes_on_at_the_mirror(rambo, server):
 def test_a_transfer_that_broke_off_everywhere_goes_on_in_the_next_try(rambo, server):
     server.use("half", "half")
     message = refused(rambo)
-    assert "broke off" in message and "Run again" in message
+    assert "broke off" in message and "run again" in message
     assert not server.file.exists()
     assert server.part.read_bytes() == server.content[: server.part.stat().st_size]
     got = server.part.stat().st_size
@@ -146,7 +151,7 @@ def test_a_damaged_partial_file_is_thrown_away(rambo, server):
 def test_a_wrong_checksum_leaves_no_file(rambo, server):
     server.use("wrong", "wrong")
     assert "wrong checksum" in refused(rambo)
-    assert not list(server.file.parent.iterdir())
+    assert not files_of(server)
 
 
 def test_a_partial_file_that_is_too_long_is_no_reason_to_give_up(rambo, server):
@@ -163,6 +168,31 @@ def test_when_both_hosts_are_down_the_message_names_the_ways_out(rambo, server):
     assert not server.file.exists() and not server.part.exists()
 
 
+def test_several_runs_download_a_file_once(rambo, server):
+    """Threads stand for processes: a file lock keeps both apart."""
+    server.use("good", "missing")
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: rambo.find_dataset(ENV_ID, None), range(4))) == {server.file}
+    assert server.requests == [("good", NAME, "bytes=0-")]
+
+
+def test_a_dataset_that_is_there_needs_no_right_to_write(rambo, server, monkeypatch):
+    """A folder that a laboratory shares: no lock, no network."""
+    server.file.parent.mkdir()
+    server.file.touch()
+    monkeypatch.delattr(rambo, "FileLock")
+    assert rambo.find_dataset(ENV_ID, None) == server.file and not server.requests
+
+
+def test_nobody_knows_where_home_is(rambo, monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert "set $D4RL_DATASET_DIR" in refused(rambo)
+
+
 def test_a_folder_that_cannot_be_written(rambo, server, monkeypatch):
     Path("occupied").touch()
     monkeypatch.setenv("D4RL_DATASET_DIR", "occupied/datasets")
@@ -177,4 +207,4 @@ def test_the_command_line_without_a_network(script, tmp_path, monkeypatch):
     process = run_script(script, "--env-id", ENV_ID, **nowhere)
     assert process.returncode == 1
     assert len(process.stderr.strip().splitlines()) == 1 and process.stderr.startswith("error: could not download")
-    assert not list(tmp_path.rglob("*.*"))
+    assert not [path for path in tmp_path.rglob("*.*") if path.suffix != ".lock"]

@@ -7,22 +7,23 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, pendulum_log, write_hdf5
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
 REAL_SEGMENTS = ROOT.parent / "shared" / "d4rl_real_segments"
 # The simulator of each termination rule
 SIMULATORS = {
-    "hopper": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
-    "halfcheetah": "HalfCheetah-v4",
-    "ant": "Ant-v4",
-    "humanoid": "Humanoid-v4",
-    "invertedpendulum": "InvertedPendulum-v4",
-    "swimmer": "Swimmer-v4",
-    "reacher": "Reacher-v4",
-    "pusher": "Pusher-v5",
-    "pendulum": "Pendulum-v1",
-    "mountaincarcontinuous": "MountainCarContinuous-v0",
+    "Hopper": "Hopper-v4",
+    "Walker2d": "Walker2d-v4",
+    "HalfCheetah": "HalfCheetah-v4",
+    "Ant": "Ant-v4",
+    "Humanoid": "Humanoid-v4",
+    "InvertedPendulum": "InvertedPendulum-v4",
+    "Swimmer": "Swimmer-v4",
+    "Reacher": "Reacher-v4",
+    "Pusher": "Pusher-v5",
+    "Pendulum": "Pendulum-v1",
+    "MountainCarContinuous": "MountainCarContinuous-v0",
 }
 
 
@@ -133,7 +134,7 @@ def test_termination_rules_agree_with_the_simulator(rambo, name):
     assert (on_the_device.numpy() == verdicts).mean() > 0.99  # rounding to float32 can cross a threshold
     nested = rule(torch.as_tensor(observations[None], dtype=torch.float32))
     assert torch.equal(nested[0], on_the_device), "any leading shape"
-    ends = name not in ("halfcheetah", "swimmer", "reacher", "pusher", "pendulum")
+    ends = name not in ("HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum")
     assert verdicts.any() == ends and not verdicts.all(), "the test sees both verdicts wherever both exist"
 
 
@@ -150,7 +151,7 @@ def test_a_state_that_is_not_a_number_ends_an_episode(rambo, name):
 
 def test_hopper_ends_at_any_coordinate_beyond_100_of_either_sign(rambo):
     """Two known implementations write abs(x < 100), the absolute value of a boolean, which lets -150 pass."""
-    rule, healthy = rambo.TERMINATION_RULES["hopper"], np.array([1.25, *[0.0] * 10])
+    rule, healthy = rambo.TERMINATION_RULES["Hopper"], np.array([1.25, *[0.0] * 10])
     assert not rule(healthy)
     for coordinate in range(2, 11):
         for value in (-150, 150, -100, 100, math.inf, -math.inf, math.nan):
@@ -167,7 +168,7 @@ def test_hopper_ends_at_any_coordinate_beyond_100_of_either_sign(rambo):
 
 
 def test_an_environment_without_a_rule_is_refused(rambo):
-    with pytest.raises(rambo.InputError, match="TERMINATION_RULES as 'inverteddoublependulum'"):
+    with pytest.raises(rambo.InputError, match="TERMINATION_RULES as 'InvertedDoublePendulum'"):
         rambo.termination_rule(gym.make("InvertedDoublePendulum-v4"))
 
 
@@ -196,8 +197,9 @@ def test_evaluation_is_a_plain_loop_over_episodes(rambo, env_id):
 
     envs = gym.vector.SyncVectorEnv([lambda: rambo.make_env(env_id)] * 4)
     result = rambo.evaluate(policy, envs, seed, gamma)
+    seeds = np.random.SeedSequence(seed).generate_state(4)
     for episode in range(4):
-        observation, _ = env.reset(seed=seed + episode)
+        observation, _ = env.reset(seed=int(seeds[episode]))
         np.testing.assert_allclose(result.first_observations[episode], observation, rtol=1e-6)
         rewards, done = [], False
         while not done:
@@ -215,3 +217,74 @@ def test_evaluation_is_a_plain_loop_over_episodes(rambo, env_id):
         assert (result.lengths == 200).all()
 
 
+def test_no_two_runs_are_evaluated_in_the_same_episodes(rambo):
+    """Neither the seeds of an experiment nor the iterations of a run share a first state: else their spread hides it."""
+    firsts = set()
+    for seed in ([1, 0], [1, 1], [2, 0], [2, 1]):
+        envs = gym.vector.SyncVectorEnv([lambda: rambo.make_env("pendulum-mini")] * 10)
+        result = rambo.evaluate(lambda observations: np.zeros((10, 1)), envs, seed, 0.99)
+        firsts |= {tuple(observation) for observation in result.first_observations}
+    assert len(firsts) == 40
+
+
+class Endless(PendulumEnv):
+    """Registered without a time limit, as people do with their own environments."""
+
+
+class Fixed(PendulumEnv):
+    """A second actuator that is switched off: its bounds are equal."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.action_space = gym.spaces.Box(np.array([-2, 0.5], np.float32), np.array([2, 0.5], np.float32))
+
+    def step(self, action):
+        assert self.action_space.contains(action.astype(np.float32)), action
+        return super().step(action[:1])
+
+
+@pytest.fixture
+def own_environments():
+    """Pendulum-v98 never ends; Pendulum-v99 has an actuator without a range."""
+    gym.register("Pendulum-v98", entry_point=Endless)
+    gym.register("Pendulum-v99", entry_point=Fixed, max_episode_steps=20)
+    yield
+    for env_id in ("Pendulum-v98", "Pendulum-v99"):
+        del gym.registry[env_id]
+
+
+def test_an_environment_without_a_time_limit_gets_one(rambo, own_environments):
+    env = rambo.make_env("Pendulum-v98")
+    assert env.spec.max_episode_steps == 1000
+    result = rambo.evaluate(lambda o: np.zeros((1, 1)), gym.vector.SyncVectorEnv([lambda: env]), 1, 0.99)
+    assert result.lengths.tolist() == [1000]
+
+
+def test_an_actuator_whose_bounds_are_equal(rambo, own_environments, tmp_path):
+    log = pendulum_log()
+    log["actions"] = np.concatenate([log["actions"], np.full_like(log["actions"], 0.5)], 1)
+    env = rambo.make_env("Pendulum-v99")
+    dataset = rambo.load_dataset("Pendulum-v99", str(write_hdf5(tmp_path / "fixed.hdf5", log)), env)
+    assert np.isfinite(dataset.rows).all()
+    envs = gym.vector.SyncVectorEnv([lambda: rambo.make_env("Pendulum-v99")])
+    assert np.isfinite(rambo.evaluate(lambda observations: np.ones((1, 2)), envs, 1, 0.99).returns).all()
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v2", "Pusher-v4", "not_installed:Pendulum-v1", "gymnasium.nowhere:Thing-v0", "-"])
+def test_ids_that_gymnasium_refuses(rambo, env_id):
+    with pytest.raises(rambo.InputError) as error:
+        rambo.make_env(env_id)
+    assert env_id in str(error.value) and "did you mean" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_real_d4rl_terminals_agree_with_the_rule(rambo, tmp_path):
+    """The check that refuses other environments' logs must let D4RL's own pass."""
+    for name in ("hopper", "walker2d"):
+        path = REAL_SEGMENTS / f"{name}-medium-replay-v2_segments.npz"
+        if not path.is_file():
+            pytest.skip(f"no real D4RL transitions at {path}")
+        with np.load(path) as file:
+            data = {key: file[key] for key in ("observations", "actions", "rewards", "terminals", "next_observations")}
+        env_id = f"{name}-medium-replay-v2"
+        dataset = rambo.load_dataset(env_id, str(write_hdf5(tmp_path / "real.hdf5", data)), rambo.make_env(env_id))
+        assert dataset.rows[:, -1].sum() == data["terminals"].sum() > 0

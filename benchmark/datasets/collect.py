@@ -34,7 +34,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from rambo_continuous import D4RL_ENVS, REFERENCE_RETURNS, InputError, make_env
+from benchmark.datasets.rebuild import recording_env
+from rambo_continuous import D4RL_ENVS, InputError, make_env
 
 # A policy maps (observation, step number) to (action in the environment's units, log-density of the action scaled to [-1, 1])
 Policy = Callable[[np.ndarray, int], tuple[np.ndarray, float]]
@@ -260,7 +261,7 @@ def evaluate(env: gym.Env, policy: Policy, episodes: int, seed: int) -> float:
 
 def build_env(env: str) -> gym.Env:
     """The environment behind a name such as hopper (in D4RL's physics) or Pendulum-v1 (as gymnasium has it)."""
-    built = make_env(f"{env}-medium-v2" if env in D4RL_ENVS else env)
+    built = recording_env(f"{env}-medium-v2") if env in D4RL_ENVS else make_env(env)
     if built.spec.max_episode_steps is None:
         raise InputError(f"--env {env}: episodes without a time limit cannot be recorded")
     return built
@@ -413,9 +414,9 @@ def medium_threshold(args: Args) -> float:
     """The return from which on a policy counts as medium; infinite where nothing says so."""
     if args.medium_return is not None:
         return args.medium_return
-    if args.env not in REFERENCE_RETURNS:
+    if args.env not in D4RL_ENVS:
         return float("inf")
-    random_return, expert_return = REFERENCE_RETURNS[args.env]
+    _, random_return, expert_return = D4RL_ENVS[args.env]
     return random_return + args.medium_fraction * (expert_return - random_return)
 
 

@@ -82,9 +82,41 @@ def set_state(env: gym.Env, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
     return env.unwrapped._get_obs()
 
 
+def recording_env(env_id: str) -> gym.Env:
+    """make_env's environment with the bodies weighed as when the logs were recorded: MuJoCo, which weighs them now, rounds
+    otherwise. A capsule weighs as a solid cylinder of length 2h + r."""
+    env = make_env(env_id, d4rl_physics=False)
+    model, data = env.unwrapped.model, env.unwrapped.data
+    for body in range(1, model.nbody):
+        geoms = np.flatnonzero(model.geom_bodyid == body)
+        radius, half_length = model.geom_size[geoms, 0], model.geom_size[geoms, 1]
+        length = 2 * half_length + radius
+        masses = 1000 * np.pi * radius**2 * length
+        center = masses @ model.geom_pos[geoms] / masses.sum()
+        inertia = np.zeros((3, 3))
+        for geom, m, r, h in zip(geoms, masses, radius, length, strict=True):
+            rotation = np.zeros(9)
+            mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
+            rotation, offset = rotation.reshape(3, 3), model.geom_pos[geom] - center
+            transverse, axial = m * (3 * r**2 + h**2) / 12, m * r**2 / 2
+            inertia += rotation @ np.diag([transverse, transverse, axial]) @ rotation.T
+            inertia += m * (offset @ offset * np.eye(3) - np.outer(offset, offset))  # parallel axes
+        moments, axes = np.linalg.eigh(inertia)
+        axes[:, 0] *= np.sign(np.linalg.det(axes))  # a rotation, not a reflection
+        model.body_mass[body], model.body_ipos[body], model.body_inertia[body] = masses.sum(), center, moments
+        mujoco.mju_mat2Quat(model.body_iquat[body], axes.flatten())
+    if env.spec.id.startswith("HalfCheetah"):  # its XML sets the total mass to 14
+        scale = 14 / model.body_mass.sum()
+        model.body_mass *= scale
+        model.body_inertia *= scale
+    model.geom_margin *= 0.5  # MuJoCo 3.5 adds those of two touching geoms; the logs need a later one anyway
+    mujoco.mj_setConst(model, data)
+    return env
+
+
 def simulate(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The columns of the log, in the physics it was recorded in. Raises InputError where they differ from the recorded."""
-    env, actions = make_env(str(stored["env_id"])), stored["actions"]
+    env, actions = recording_env(str(stored["env_id"])), stored["actions"]
     obs_dim, n = env.observation_space.shape[0], len(actions)
     observations, next_observations = np.zeros((2, n, obs_dim), np.float32)
     rewards, terminals, timeouts = np.zeros(n, np.float32), np.zeros(n, bool), np.zeros(n, bool)

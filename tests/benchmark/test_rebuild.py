@@ -20,7 +20,7 @@ SCRIPT = DATASETS / "rebuild.py"
 
 def record(path: Path, env_id: str, episodes: int) -> dict[str, np.ndarray]:
     """Episodes of random actions, in the columns of datasets/collect.py."""
-    env, rng, rows = make_env(env_id), np.random.default_rng(0), []
+    env, rng, rows = rebuild.recording_env(env_id), np.random.default_rng(0), []
     for episode in range(episodes):
         observation, _ = env.reset(seed=episode)
         done = False
@@ -55,6 +55,14 @@ def test_a_log_comes_back_bit_for_bit(tmp_path, env, episodes):
     for key in COLUMNS:
         assert rebuilt[key].dtype == recorded[key].dtype and np.array_equal(rebuilt[key], recorded[key]), key
     assert (tmp_path / "actions.npz").stat().st_size < source.stat().st_size / 3
+
+
+def test_the_bodies_weigh_the_same_as_in_the_scripts_up_to_rounding():
+    for env_id in ("hopper-own-v2", "walker2d-own-v2", "halfcheetah-own-v2"):
+        recorded, now = rebuild.recording_env(env_id).unwrapped.model, make_env(env_id).unwrapped.model
+        for name in ("body_mass", "body_ipos", "geom_margin"):
+            np.testing.assert_allclose(getattr(recorded, name), getattr(now, name), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(np.sort(recorded.body_inertia), np.sort(now.body_inertia), rtol=1e-9)
 
 
 def test_what_does_not_come_back_is_not_written(tmp_path):
