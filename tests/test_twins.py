@@ -182,7 +182,7 @@ def test_defaults_of_datasets_and_command_lines_are_the_same_but_for_what_only_o
         dict(re.findall(r"^    (\w+): (.*  # .*)$", inspect.getsource(script.Args), re.M)) for script in (in_torch, in_jax)
     )
     assert set(one) == set(in_torch.Args.__dataclass_fields__) and set(other) == set(in_jax.Args.__dataclass_fields__)
-    assert one.keys() - other.keys() == {"compile", "cudagraphs"} and other.keys() - one.keys() == {"num_seeds", "unroll"}
+    assert one.keys() - other.keys() == {"compile", "cudagraphs"} and other.keys() - one.keys() == {"num_seeds"}
     assert {name for name in one.keys() & other.keys() if one[name] != other[name]} <= {"torch_deterministic"}
     common = [name for name in one if name in other]
     assert [name for name in other if name in one] == common, "in the same order"
@@ -192,7 +192,15 @@ def test_functions_of_the_same_name_have_the_same_docstring_start():
     """Where both scripts define a function or a class, the reader finds the same sentence."""
     same = {name for name in vars(in_torch) if name in vars(in_jax) and inspect.isfunction(getattr(in_torch, name))}
     assert {"critic_loss", "update_model", "mixture_log_prob", "rollout_models", "pretrain_dynamics"} <= same
-    for name in same - {"main", "load_arrays", "to_numpy", "summarize", "clone_behaviour"}:
+    for name in same - {
+        "main",
+        "load_arrays",
+        "load_checkpoint",
+        "save_checkpoint",
+        "to_numpy",
+        "summarize",
+        "clone_behaviour",
+    }:
         one, other = (inspect.getdoc(getattr(script, name)) or "" for script in (in_torch, in_jax))
         assert one.split(". ")[0].split("\n\n")[0] == other.split(". ")[0].split("\n\n")[0], name
     for name in ("WEIGHT_DECAYS", "LOG_STD_MIN", "LOG_STD_MAX"):
@@ -417,10 +425,11 @@ def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions():
     names = ["losses/qf_loss", "losses/max_abs_qf_value", "model/log_prob"]
     history = np.random.default_rng(11).normal(size=(5, len(names))).astype(np.float32)
     theirs = in_torch.summarize(names, list(to_torch(history)))
-    mine = in_jax.summarize(dict(zip(names, history.T, strict=True)))
-    assert list(mine) == list(theirs) == names
-    expected = [history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()]
-    assert list(theirs.values()) == pytest.approx(expected) and list(mine.values()) == pytest.approx(expected)
+    update = lambda carry, values: (carry + 1, dict(zip(names, values, strict=True)))  # noqa: E731
+    carry, mine = jax.jit(partial(in_jax.scan_updates, update))(0, jnp.asarray(history))
+    assert carry == 5
+    expected = dict(zip(names, (history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()), strict=True))
+    assert theirs == pytest.approx(expected) and mine == pytest.approx(expected)
 
 
 def pretrain_both(ensembles, rows, num_holdout, compile_ahead, **changes):
@@ -538,7 +547,7 @@ def test_rows_are_taken_apart_alike():
 
 
 # Files
-DATASET = SimpleNamespace(obs_mean=np.ones(3, np.float32), obs_std=np.ones(3, np.float32), summary=np.arange(3.0))
+DATASET = SimpleNamespace(obs_mean=np.ones(3, np.float32), obs_std=np.ones(3, np.float32), fingerprint="one")
 
 
 def save_arrays(script, path, tree):
@@ -566,7 +575,7 @@ def test_policies_and_models_are_read_by_both(agents, ensembles, tmp_path):
 
 
 def test_a_file_of_another_shape_or_dataset_is_refused_by_both(ensembles, tmp_path):
-    path, another = tmp_path / "file.npz", SimpleNamespace(**vars(DATASET) | {"summary": np.arange(3.0) + 1})
+    path, another = tmp_path / "file.npz", SimpleNamespace(**vars(DATASET) | {"fingerprint": "another"})
     save_arrays(in_torch, path, ensembles[0])
     for script, part in zip((in_torch, in_jax), ensembles, strict=True):
         script.load_arrays(path, part, DATASET)
@@ -597,7 +606,7 @@ def test_a_model_pretrained_by_one_script_is_trained_on_by_the_other(source, tar
 
 # --num-seeds of the JAX script: several seeds in one call end as their single runs do
 PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-interval", 1, "--save-model"]
-PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4]
+PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4, "--batch-size", 12]
 CLOCKS = ("seconds", "charts/SPS", "charts/model_SPS")
 several_seeds = pytest.mark.xdist_group("seeds")  # one process trains the three seeds
 
@@ -711,7 +720,7 @@ def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(t
 
 def test_a_seed_that_has_stopped_pretraining_keeps_its_weights_while_others_go_on(monkeypatch):
     """The first seed's error never falls, so it stops after 11 more epochs; the second one's falls in every epoch."""
-    rows, keys = jax.random.normal(jax.random.PRNGKey(0), (40, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
+    rows, keys = jax.random.normal(jax.random.PRNGKey(0), (32, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
     seeds = jax.jit(jax.vmap(lambda key: in_jax.Dynamics(2, 3, 1, 8, in_jax.nnx.Rngs(key))))(keys)
     seeds.min_log_var = in_jax.nnx.Param(seeds.min_log_var - 50 * jnp.arange(2.0)[:, None])  # tells them apart
 
