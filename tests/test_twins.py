@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,7 +182,7 @@ def test_defaults_of_datasets_and_command_lines_are_the_same_but_for_what_only_o
         dict(re.findall(r"^    (\w+): (.*  # .*)$", inspect.getsource(script.Args), re.M)) for script in (in_torch, in_jax)
     )
     assert set(one) == set(in_torch.Args.__dataclass_fields__) and set(other) == set(in_jax.Args.__dataclass_fields__)
-    assert one.keys() - other.keys() == {"compile", "cudagraphs"} and other.keys() - one.keys() == {"num_seeds", "unroll"}
+    assert one.keys() - other.keys() == {"compile", "cudagraphs"} and other.keys() - one.keys() == {"num_seeds"}
     assert {name for name in one.keys() & other.keys() if one[name] != other[name]} <= {"torch_deterministic"}
     common = [name for name in one if name in other]
     assert [name for name in other if name in one] == common, "in the same order"
@@ -191,7 +192,15 @@ def test_functions_of_the_same_name_have_the_same_docstring_start():
     """Where both scripts define a function or a class, the reader finds the same sentence."""
     same = {name for name in vars(in_torch) if name in vars(in_jax) and inspect.isfunction(getattr(in_torch, name))}
     assert {"critic_loss", "update_model", "mixture_log_prob", "rollout_models", "pretrain_dynamics"} <= same
-    for name in same - {"main", "load_arrays", "to_numpy", "summarize", "clone_behaviour"}:
+    for name in same - {
+        "main",
+        "load_arrays",
+        "load_checkpoint",
+        "save_checkpoint",
+        "to_numpy",
+        "summarize",
+        "clone_behaviour",
+    }:
         one, other = (inspect.getdoc(getattr(script, name)) or "" for script in (in_torch, in_jax))
         assert one.split(". ")[0].split("\n\n")[0] == other.split(". ")[0].split("\n\n")[0], name
     for name in ("WEIGHT_DECAYS", "LOG_STD_MIN", "LOG_STD_MAX"):
@@ -416,10 +425,11 @@ def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions():
     names = ["losses/qf_loss", "losses/max_abs_qf_value", "model/log_prob"]
     history = np.random.default_rng(11).normal(size=(5, len(names))).astype(np.float32)
     theirs = in_torch.summarize(names, list(to_torch(history)))
-    mine = in_jax.summarize(dict(zip(names, history.T, strict=True)))
-    assert list(mine) == list(theirs) == names
-    expected = [history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()]
-    assert list(theirs.values()) == pytest.approx(expected) and list(mine.values()) == pytest.approx(expected)
+    update = lambda carry, values: (carry + 1, dict(zip(names, values, strict=True)))  # noqa: E731
+    carry, mine = jax.jit(partial(in_jax.scan_updates, update))(0, jnp.asarray(history))
+    assert carry == 5
+    expected = dict(zip(names, (history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()), strict=True))
+    assert theirs == pytest.approx(expected) and mine == pytest.approx(expected)
 
 
 def pretrain_both(ensembles, rows, num_holdout, compile_ahead, **changes):
@@ -537,7 +547,7 @@ def test_rows_are_taken_apart_alike():
 
 
 # Files
-DATASET = SimpleNamespace(obs_mean=np.ones(3, np.float32), obs_std=np.ones(3, np.float32), summary=np.arange(3.0))
+DATASET = SimpleNamespace(obs_mean=np.ones(3, np.float32), obs_std=np.ones(3, np.float32), fingerprint="one")
 
 
 def save_arrays(script, path, tree):
@@ -565,7 +575,7 @@ def test_policies_and_models_are_read_by_both(agents, ensembles, tmp_path):
 
 
 def test_a_file_of_another_shape_or_dataset_is_refused_by_both(ensembles, tmp_path):
-    path, another = tmp_path / "file.npz", SimpleNamespace(**vars(DATASET) | {"summary": np.arange(3.0) + 1})
+    path, another = tmp_path / "file.npz", SimpleNamespace(**vars(DATASET) | {"fingerprint": "another"})
     save_arrays(in_torch, path, ensembles[0])
     for script, part in zip((in_torch, in_jax), ensembles, strict=True):
         script.load_arrays(path, part, DATASET)
@@ -592,3 +602,143 @@ def test_a_model_pretrained_by_one_script_is_trained_on_by_the_other(source, tar
     assert errors[1] == pytest.approx(errors[0], rel=1e-5)
     for name, array in first.dynamics_pretrained.items():
         np.testing.assert_array_equal(array, second.dynamics[name])
+
+
+# --num-seeds of the JAX script: several seeds in one call end as their single runs do
+PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-interval", 1, "--save-model"]
+PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4, "--batch-size", 12]
+CLOCKS = ("seconds", "charts/SPS", "charts/model_SPS")
+several_seeds = pytest.mark.xdist_group("seeds")  # one process trains the three seeds
+
+
+def train(*arguments):
+    """Runs the JAX script in this folder and returns the folders it made, by seed, oldest first."""
+    before = set(Path("runs").glob("*"))
+    in_jax.main(in_jax.parse_args([*map(str, arguments)]))
+    return sorted(folder.resolve() for folder in set(Path("runs").glob("*")) - before)
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    """The folders of three seeds that were trained at once: for two iterations, and stopped after the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("seeds"))
+        write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+        flags = [*PENDULUM, "--num-seeds", 3]
+        yield train(*flags), train(*flags, "--total-iterations", 1, "--exp-name", "stopped")
+
+
+@pytest.fixture
+def beside_three_seeds(three_seeds, monkeypatch):
+    monkeypatch.chdir(three_seeds[0][0].parent.parent)
+
+
+def numbers(rows):
+    return [[float(x) for key, value in row.items() if key not in CLOCKS for x in value.split()] for row in rows]
+
+
+def assert_same_run(one, other, rtol, atol=0.0):
+    """The same files with the same content, up to the order in which floating point numbers are added."""
+    one, other = read_run(one), read_run(other)
+    names = ({path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (one, other))
+    assert len({frozenset(files - {"seeds.json"}) for files in names}) == 1
+    for kind in ("metrics", "evaluations"):
+        rows = getattr(one, kind), getattr(other, kind)
+        assert rows[0] and list(rows[0][0]) == list(rows[1][0])
+        np.testing.assert_allclose(numbers(rows[0]), numbers(rows[1]), rtol=rtol, atol=atol)
+    assert {**one.args, "exp_name": None} == {**other.args, "exp_name": None}
+    assert one.result["status"] == other.result["status"]
+    for kind in ("policy", "dynamics", "dynamics_pretrained", "checkpoint"):
+        arrays = getattr(one, kind), getattr(other, kind)
+        assert set(arrays[0]) == set(arrays[1])
+        for name in set(arrays[0]) - {"settings", "seconds"}:
+            if arrays[0][name].dtype.kind == "f":
+                np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=rtol, atol=atol, err_msg=name)
+            else:
+                np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
+
+
+@several_seeds
+def test_three_seeds_at_once_are_three_single_runs(three_seeds, beside_three_seeds):
+    """Pretraining, cloning, training, evaluation and every file."""
+    together, _ = three_seeds
+    assert [folder.name.split("__")[2] for folder in together] == ["4", "5", "6"]
+    for seed, folder in zip((4, 5, 6), together, strict=True):
+        (single,) = train(*PENDULUM, "--seed", seed, "--exp-name", f"single{seed}")
+        assert_same_run(folder, single, rtol=1e-3, atol=1e-4)
+    policies = [read_run(folder).policy["fc1.weight"] for folder in together]
+    assert not any(np.array_equal(policies[0], policy) for policy in policies[1:])
+
+
+@several_seeds
+def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch):
+    straight, stopped = three_seeds
+    monkeypatch.chdir(shutil.copytree(stopped[0].parent.parent, tmp_path, dirs_exist_ok=True))
+    first, second, third = (f"runs/{folder.name}" for folder in stopped)
+    train("--resume", second, "--total-iterations", 2)
+    assert_same_run(straight[1], Path(second), rtol=1e-3, atol=1e-4)
+    with pytest.raises(in_jax.InputError, match="at different iterations"):
+        train("--resume", first, "--num-seeds", 3, "--total-iterations", 3)
+    with pytest.raises(in_jax.InputError, match="not the first folder of 4 seeds"):
+        train("--resume", first, "--num-seeds", 4, "--total-iterations", 3)
+    shutil.rmtree(second)
+    shutil.copytree(stopped[1], second)
+    train("--resume", first, "--num-seeds", 3, "--total-iterations", 2)
+    for one, other in zip(straight, (first, second, third), strict=True):
+        assert_same_run(one, Path(other), rtol=0)
+
+
+@several_seeds
+def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(three_seeds, beside_three_seeds, monkeypatch):
+    original = in_jax.compile_ahead
+
+    def poisoned(*arguments):
+        """The second seed reports a value without bounds in the second iteration."""
+        iterate = original(*arguments)
+
+        def poisoned_iteration(state, iteration, *rest):
+            state, metrics = iterate(state, iteration, *rest)
+            name = "losses/max_abs_qf_value"
+            return state, metrics | {name: metrics[name].at[1].set(jnp.where(iteration == 1, 1e11, 1.0))}
+
+        return poisoned_iteration
+
+    model, flags = read_run(three_seeds[0][0]).dynamics_pretrained, ["--num-seeds", 3, "--exp-name", "diverging"]
+    flags += ["--load-model", three_seeds[0][0] / "dynamics_pretrained.npz"]
+    monkeypatch.setattr(in_jax, "compile_ahead", poisoned)
+    with pytest.raises(in_jax.Diverged, match="iteration 2: largest .Q. 1e.11, see .*__5__"):
+        train(*PENDULUM, *flags)
+    runs = [read_run(folder) for folder in sorted(Path("runs").glob("*__diverging__*"))]
+    assert [run.result["status"] for run in runs] == ["finished", "diverged", "finished"]
+    assert [len(run.metrics) for run in runs] == [2, 2, 2]
+    assert [len(run.evaluations) for run in runs] == [3, 2, 3]
+    assert [(run.folder / "policy.npz").exists() for run in runs] == [True, False, True]
+    for run in runs:
+        assert all(np.array_equal(array, run.dynamics_pretrained[name]) for name, array in model.items())
+    assert not np.array_equal(runs[0].policy["fc1.weight"], runs[2].policy["fc1.weight"])
+
+
+def test_a_seed_that_has_stopped_pretraining_keeps_its_weights_while_others_go_on(monkeypatch):
+    """The first seed's error never falls, so it stops after 11 more epochs; the second one's falls in every epoch."""
+    rows, keys = jax.random.normal(jax.random.PRNGKey(0), (32, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
+    seeds = jax.jit(jax.vmap(lambda key: in_jax.Dynamics(2, 3, 1, 8, in_jax.nnx.Rngs(key))))(keys)
+    seeds.min_log_var = in_jax.nnx.Param(seeds.min_log_var - 50 * jnp.arange(2.0)[:, None])  # tells them apart
+
+    def errors(dynamics, holdout):
+        falling = jnp.exp(-20 * jnp.abs(dynamics.max_log_var - 1).sum()) * jnp.ones(2)  # training moves the bound steadily
+        return jnp.where(dynamics.min_log_var.mean() < -30, falling, jnp.ones(2))
+
+    def pretrain(epochs, *members):
+        args = in_jax.Args(num_models=2, num_elites=1, batch_size=16, model_max_pretrain_epochs=epochs)
+        some, holdout = jnp.asarray(members), in_jax.split_rows(rows[:10], 3)
+        dynamics = jax.tree.map(lambda x: x[some], seeds)
+        return in_jax.pretrain_dynamics(dynamics, keys[some], rows, holdout, args)[0]
+
+    monkeypatch.setattr(in_jax, "holdout_errors", errors)
+    shorter, longer = (pretrain(epochs, 0, 1) for epochs in (13, 20))
+    for one, other in zip(*map(jax.tree.leaves, (shorter, longer)), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+    assert not np.array_equal(shorter.max_log_var[1], longer.max_log_var[1]), "the other seed must still be learning"
+    for i in (0, 1):
+        for one, other in zip(*map(jax.tree.leaves, (longer, pretrain(20, i))), strict=True):
+            np.testing.assert_allclose(one[i], other[0], rtol=1e-3, atol=1e-4)
