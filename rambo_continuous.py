@@ -26,7 +26,7 @@ from http.client import HTTPException
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import h5py
@@ -38,6 +38,7 @@ import torch.nn.functional as F
 import tyro
 from filelock import FileLock
 from tensorboardX import SummaryWriter
+from torch import Tensor
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below. (k, lambda): the preprint's Table 3 where its best column is not (5, 3e-4)
@@ -63,8 +64,9 @@ class Args:
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
     torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
-    compile: bool = False  # torch.compile the losses with their backward passes: a minute first, then fewer kernels
-    cudagraphs: bool = True  # on a GPU, replay each update as one CUDA graph: launching small kernels is what costs
+    compile: bool = torch.cuda.is_available()  # torch.compile the losses and their backward passes: fewer kernels
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    cudagraphs: bool = torch.cuda.is_available()  # replay each update as one CUDA graph: launching kernels costs
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -107,21 +109,21 @@ class Args:
 
 # ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1
 class Batch(NamedTuple):
-    observations: torch.Tensor  # [..., O], normalised by the dataset's mean and std
-    actions: torch.Tensor  # [..., A], in [-1, 1]
-    rewards: torch.Tensor  # [...]
-    next_observations: torch.Tensor  # [..., O], normalised
-    terminals: torch.Tensor  # [...], 0 or 1; a timeout is no terminal
+    observations: Tensor  # [..., O], normalised by the dataset's mean and std
+    actions: Tensor  # [..., A], in [-1, 1]
+    rewards: Tensor  # [...]
+    next_observations: Tensor  # [..., O], normalised
+    terminals: Tensor  # [...], 0 or 1; a timeout is no terminal
 
 
-def split_rows(rows: torch.Tensor, obs_dim: int) -> Batch:
+def split_rows(rows: Tensor, obs_dim: int) -> Batch:
     """Dataset and model buffer are matrices with rows (s, a, r, s', done), so that one gather samples a batch."""
     action_dim = rows.shape[-1] - 2 * obs_dim - 2
     observations, actions, rewards, next_observations, terminals = rows.split([obs_dim, action_dim, 1, obs_dim, 1], -1)
     return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1))
 
 
-def sample_rows(rows: torch.Tensor, *shape: int) -> torch.Tensor:
+def sample_rows(rows: Tensor, *shape: int) -> Tensor:
     """Rows drawn uniformly with replacement: [N, W] -> [*shape, W]."""
     return rows[torch.randint(len(rows), shape, device=rows.device)]
 
@@ -136,7 +138,7 @@ class BatchedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(n, fan_in, fan_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -149,7 +151,7 @@ class Critic(nn.Module):
         self.fc2 = BatchedLinear(2, hidden_dim, hidden_dim)
         self.fc3 = BatchedLinear(2, hidden_dim, 1)
 
-    def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = torch.cat([observations, actions], -1).expand(2, -1, -1)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
@@ -168,23 +170,23 @@ class Actor(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, hidden_dim)
         self.fc3 = nn.Linear(hidden_dim, 2 * action_dim)
 
-    def forward(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.fc1(observations))
         x = F.relu(self.fc2(x))
         mean, log_std = self.fc3(x).chunk(2, -1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def mode(self, observations: torch.Tensor) -> torch.Tensor:
+    def mode(self, observations: Tensor) -> Tensor:
         return torch.tanh(self(observations)[0])
 
 
-def squashed_log_prob(mean: torch.Tensor, log_std: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
+def squashed_log_prob(mean: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """log pi(tanh(pre_tanh)), [...]. log(1 - tanh(u)^2) in the softplus form: exact, no epsilon, no atanh."""
     log_prob = -0.5 * ((pre_tanh - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     return (log_prob - 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))).sum(-1)
 
 
-def sample_action(actor: Actor, observations: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparameterised actions [..., A] and their log pi [...] from standard normal noise [..., A]."""
     mean, log_std = actor(observations)
     pre_tanh = mean + log_std.exp() * noise
@@ -226,7 +228,7 @@ class Dynamics(nn.Module):
         self.register_buffer("input_std", torch.ones(obs_dim + action_dim))
         self.register_buffer("output_scale", torch.ones(obs_dim + 1))
 
-    def forward(self, observations: torch.Tensor, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         x = (torch.cat([observations, actions], -1) - self.input_mean) / self.input_std
         x = x.expand(len(self.layers[0].weight), -1, -1)
         for layer in self.layers[:-1]:
@@ -248,7 +250,7 @@ class Dynamics(nn.Module):
         self.output_scale[-1] = torch.where(of_order_one, 1.0, reward_size)
 
     @torch.no_grad()
-    def keep_members(self, members: torch.Tensor) -> None:
+    def keep_members(self, members: Tensor) -> None:
         """Drops all members but these; the log-variance bounds are shared by all."""
         for layer in self.layers:
             layer.weight = nn.Parameter(layer.weight[members])
@@ -256,12 +258,12 @@ class Dynamics(nn.Module):
 
 
 # ALGO LOGIC: model learning
-def model_targets(batch: Batch) -> torch.Tensor:
+def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
     return torch.cat([batch.next_observations - batch.observations, batch.rewards.unsqueeze(-1)], -1)
 
 
-def supervised_loss(dynamics: Dynamics, mean: torch.Tensor, log_var: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: Tensor) -> Tensor:
     """Gaussian negative log-likelihood of targets [E, B, D], the maximum likelihood term of Eq. 6.
 
     Mean over B and D, sum over members: lambda is tuned to these reductions. Weight decay is part of the loss.
@@ -272,29 +274,31 @@ def supervised_loss(dynamics: Dynamics, mean: torch.Tensor, log_var: torch.Tenso
     return nll + bounds + decay
 
 
-def pretraining_loss(dynamics: Dynamics, batch: Batch) -> torch.Tensor:
+def pretraining_loss(dynamics: Dynamics, batch: Batch) -> Tensor:
     """Maximum likelihood alone, on rows [E, B, ...] of each member's own."""
     return supervised_loss(dynamics, *dynamics(batch.observations, batch.actions), model_targets(batch))
 
 
 @torch.no_grad()
-def holdout_errors(dynamics: Dynamics, holdout: Batch) -> torch.Tensor:
+def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     """Mean squared error of each member's mean on the hold-out rows, [E]."""
     mean, _ = dynamics(holdout.observations, holdout.actions)
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def pretrain_dynamics(dynamics: Dynamics, train_rows: torch.Tensor, holdout: Batch, args: Args) -> torch.Tensor:
+def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args) -> Tensor:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges.
     """
     obs_dim, device = holdout.observations.shape[-1], train_rows.device
     dynamics.set_scales(split_rows(train_rows, obs_dim))
+    if args.model_max_pretrain_epochs == 0:
+        return holdout_errors(dynamics, holdout)
     optimizer = torch.optim.Adam(dynamics.parameters(), lr=args.model_lr, fused=True, capturable=True)
     loss_function = torch.compile(pretraining_loss) if args.compile else pretraining_loss
 
-    def update(indices: torch.Tensor) -> None:
+    def update(indices: Tensor) -> None:
         loss = loss_function(dynamics, split_rows(train_rows[indices], obs_dim))
         optimizer.zero_grad()
         loss.backward()
@@ -330,8 +334,8 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: torch.Tensor, holdout: Bat
 
 @torch.no_grad()
 def rollout_models(
-    agent: Agent, dynamics: Dynamics, rows: torch.Tensor, terminated: Callable, args: Args
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    agent: Agent, dynamics: Dynamics, rows: Tensor, terminated: Callable, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
     """k-step rollouts of the stochastic policy in the model from dataset states: rows [k * starts, W], and metrics.
 
     Each rollout stays in one elite: elite e takes the e-th fifth of the (i.i.d.) start states. One that terminates goes
@@ -362,7 +366,7 @@ def rollout_models(
 
 
 # ALGO LOGIC: SAC
-def critic_loss(agent: Agent, batch: Batch, noise: torch.Tensor, gamma: float) -> tuple[torch.Tensor, torch.Tensor]:
+def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
     with torch.no_grad():
         next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
@@ -373,7 +377,7 @@ def critic_loss(agent: Agent, batch: Batch, noise: torch.Tensor, gamma: float) -
     return ((values - targets) ** 2).mean(1).sum(), values
 
 
-def actor_loss(agent: Agent, observations: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def actor_loss(agent: Agent, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """mean(alpha log pi - min_i Q_i), and log pi [B]. noise [B, A] draws the actions."""
     actions, log_probs = sample_action(agent.actor, observations, noise)
     values = agent.critic(observations, actions).amin(0)
@@ -381,9 +385,9 @@ def actor_loss(agent: Agent, observations: torch.Tensor, noise: torch.Tensor) ->
 
 
 def update_agent(
-    agent: Agent, optimizers: dict[str, torch.optim.Optimizer], batch: Batch, noise: torch.Tensor, args: Args,
+    agent: Agent, optimizers: dict[str, torch.optim.Optimizer], batch: Batch, noise: Tensor, args: Args,
     critic_loss: Callable = critic_loss, actor_loss: Callable = actor_loss,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:  # fmt: skip
     """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics. Returns metrics.
 
     The losses are arguments so that compiled ones can be passed (--compile).
@@ -417,7 +421,7 @@ def update_agent(
     }
 
 
-def clone_behaviour(actor: Actor, rows: torch.Tensor, obs_dim: int, args: Args) -> None:
+def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
     """Warm-starts the policy by maximum likelihood on the log, reshuffled every epoch (--bc-epochs)."""
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
     for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", unit="epoch", dynamic_ncols=True):
@@ -431,21 +435,21 @@ def clone_behaviour(actor: Actor, rows: torch.Tensor, obs_dim: int, args: Args) 
 
 
 # ALGO LOGIC: RAMBO, the adversarial model update
-def mixture_log_prob(mean: torch.Tensor, log_var: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
     log_probs = -0.5 * ((sample - mean) ** 2 * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
     return torch.logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
 
 
 @torch.no_grad()
-def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> torch.Tensor:
+def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> Tensor:
     """r + gamma V(s') - Q(s, a) of Eq. 5, [B], un-normalised: is this transition better than the critic expects?"""
     next_values = agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)).amin(0)
     values = agent.critic(batch.observations, batch.actions).amin(0)
     return batch.rewards + gamma * (1 - batch.terminals) * next_values - values
 
 
-def adversarial_loss(log_prob: torch.Tensor, advantages: torch.Tensor, norm_adv: bool = True) -> torch.Tensor:
+def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True) -> Tensor:
     """Its gradient is the sampled Eq. 5: that of the policy's value in the model with respect to the model.
 
     Minimising it LOWERS the probability of transitions that are better than expected. Gradients flow only through the
@@ -457,9 +461,9 @@ def adversarial_loss(log_prob: torch.Tensor, advantages: torch.Tensor, norm_adv:
 
 
 def model_loss(
-    dynamics: Dynamics, agent: Agent, observations: torch.Tensor, real: Batch, elites: torch.Tensor, noise: torch.Tensor,
+    dynamics: Dynamics, agent: Agent, observations: Tensor, real: Batch, elites: Tensor, noise: Tensor,
     terminated: Callable, args: Args,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
@@ -497,10 +501,10 @@ def model_loss(
 
 
 def update_model(
-    agent: Agent, dynamics: Dynamics, optimizer: torch.optim.Optimizer, observations: torch.Tensor, restarts: torch.Tensor,
-    real: Batch, elites: torch.Tensor, noise: torch.Tensor, terminated: Callable, args: Args,
+    agent: Agent, dynamics: Dynamics, optimizer: torch.optim.Optimizer, observations: Tensor, restarts: Tensor,
+    real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
     model_loss: Callable = model_loss,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """One step of Eq. 7, as in model_loss. Returns the observations [B, O] to go on from, and metrics.
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
@@ -515,7 +519,7 @@ def update_model(
     return torch.where(terminals.unsqueeze(-1), restarts, next_observations), metrics | {"model/grad_norm": grad_norm}
 
 
-def summarize(names: Iterable[str], history: list[torch.Tensor]) -> dict[str, float]:
+def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
     """The metrics of an iteration from those of its updates: the mean, or the largest of max_... Waits for the device."""
     values = torch.stack(history)
     columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
@@ -526,6 +530,7 @@ def main(args: Args) -> None:
     # TRY NOT TO MODIFY: seeding
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
@@ -542,7 +547,7 @@ def main(args: Args) -> None:
     obs_mean, obs_std = torch.tensor(dataset.obs_mean, device=device), torch.tensor(dataset.obs_std, device=device)
     rule = termination_rule(env)
 
-    def terminated(observations: torch.Tensor) -> torch.Tensor:
+    def terminated(observations: Tensor) -> Tensor:
         return rule(observations * obs_std + obs_mean)
 
     # Agent, model, and the ring buffer of the last iterations' rollouts
@@ -554,7 +559,7 @@ def main(args: Args) -> None:
     rollout_rows = args.rollout_length * args.rollout_batch_size
     buffer = torch.zeros(args.rollout_retain_iterations if use_model else 0, rollout_rows, rows.shape[1], device=device)
 
-    def add_rollouts(iteration: int) -> dict[str, torch.Tensor]:
+    def add_rollouts(iteration: int) -> dict[str, Tensor]:
         rollouts, metrics = rollout_models(agent, dynamics, rows, terminated, args)
         buffer[iteration % args.rollout_retain_iterations] = rollouts  # over the oldest
         return metrics
@@ -581,32 +586,21 @@ def main(args: Args) -> None:
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
     parts = agent, dynamics, *optimizers.values()
-    if args.resume:
-        with explain(f"--resume {args.resume}: no usable checkpoint.pt there"):
-            checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=device, weights_only=True)
-            run.go_on(checkpoint)
-            for part, state in zip(parts, checkpoint["states"], strict=True):
-                part.load_state_dict(state)
-            torch.set_rng_state(checkpoint["rng_state"].cpu())
-            if device.type == "cuda" and checkpoint["cuda_rng_state"] is not None:
-                torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
-            if checkpoint["buffer"] is not None:
-                buffer.copy_(checkpoint["buffer"])
-            elif use_model:
-                print("The checkpoint holds no model rollouts: rolling the model out anew")
-                for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
-                    add_rollouts(iteration)
+    if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
+        print("The checkpoint holds no model rollouts: rolling the model out anew")
+        for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
+            add_rollouts(iteration)
 
     # One update each, as functions of tensors of fixed shapes
     compiled = torch.compile if args.compile else lambda function: function
     sac_losses, adversary_loss = (compiled(critic_loss), compiled(actor_loss)), compiled(model_loss)
     model_rows = buffer.flatten(0, 1)
 
-    def agent_step(real: torch.Tensor, imagined: torch.Tensor, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    def agent_step(real: Tensor, imagined: Tensor, noise: Tensor) -> dict[str, Tensor]:
         batch = split_rows(torch.cat([rows[real], model_rows[imagined]]), obs_dim)
         return update_agent(agent, optimizers, batch, noise, args, *sac_losses)
 
-    def model_step(observations: torch.Tensor, restarts: torch.Tensor, real: torch.Tensor, *draws: torch.Tensor) -> tuple:
+    def model_step(observations: Tensor, restarts: Tensor, real: Tensor, *draws: Tensor) -> tuple:
         real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
         model = agent, dynamics, optimizers["model"]
         return update_model(*model, observations, restarts, real, *draws, terminated, args, adversary_loss)
@@ -621,17 +615,7 @@ def main(args: Args) -> None:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last = iteration == args.total_iterations
         if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
-            checkpoint = {
-                "settings": run.settings,
-                "iteration": iteration,
-                "seconds": time.time() - run.start_time,
-                "states": [part.state_dict() for part in parts],
-                "buffer": buffer if args.checkpoint_buffer else None,
-                "rng_state": torch.get_rng_state(),
-                "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            }
-            run.collect(0)
-            run.save("checkpoint.pt", lambda file, checkpoint=checkpoint: torch.save(checkpoint, file))
+            save_checkpoint(run, iteration, parts, buffer if args.checkpoint_buffer else None)
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             run.evaluate(iteration, to_numpy(agent))
         if is_last:
@@ -696,7 +680,7 @@ class CudaGraph:
         self.function, self.calls, self.graph = function, 0, None
         CudaGraph.stream = CudaGraph.stream or torch.cuda.Stream()
 
-    def __call__(self, *inputs: torch.Tensor):
+    def __call__(self, *inputs: Tensor):
         self.calls += 1
         if self.calls <= 3:  # the warm-up that a capture needs: real updates, on a side stream
             self.stream.wait_stream(torch.cuda.current_stream())
@@ -719,6 +703,36 @@ class CudaGraph:
 def capture(function: Callable, args: Args, device: torch.device) -> Callable:
     """The same function, on a GPU as a CUDA graph (--cudagraphs)."""
     return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
+
+
+def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | None) -> None:
+    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
+    run.collect(0)
+    checkpoint = {
+        "settings": run.settings,
+        "iteration": iteration,
+        "seconds": time.time() - run.start_time,
+        "states": [part.state_dict() for part in parts],
+        "buffer": buffer,
+        "rng_state": torch.get_rng_state(),
+        "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+    run.save("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(run: "Run", parts: tuple, buffer: Tensor) -> bool:
+    """Takes up a run of save_checkpoint, without executing pickled code. Returns whether it held the model's rollouts."""
+    with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
+        checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
+        run.go_on(checkpoint)
+        for part, state in zip(parts, checkpoint["states"], strict=True):
+            part.load_state_dict(state)
+        torch.set_rng_state(checkpoint["rng_state"].cpu())
+        if torch.cuda.is_initialized() and checkpoint["cuda_rng_state"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
+        if checkpoint["buffer"] is not None:
+            buffer.copy_(checkpoint["buffer"])
+        return checkpoint["buffer"] is not None
 
 
 def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from http.client import HTTPException
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
 import h5py
@@ -38,6 +38,7 @@ import optax
 import tyro
 from filelock import FileLock
 from flax import nnx
+from jax import Array as Tensor
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -65,7 +66,7 @@ class Args:
     torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
-    unroll: int = 1  # updates in one step of the compiled loops
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -108,14 +109,14 @@ class Args:
 
 # ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1
 class Batch(NamedTuple):
-    observations: jax.Array  # [..., O], normalised by the dataset's mean and std
-    actions: jax.Array  # [..., A], in [-1, 1]
-    rewards: jax.Array  # [...]
-    next_observations: jax.Array  # [..., O], normalised
-    terminals: jax.Array  # [...], 0 or 1; a timeout is no terminal
+    observations: Tensor  # [..., O], normalised by the dataset's mean and std
+    actions: Tensor  # [..., A], in [-1, 1]
+    rewards: Tensor  # [...]
+    next_observations: Tensor  # [..., O], normalised
+    terminals: Tensor  # [...], 0 or 1; a timeout is no terminal
 
 
-def split_rows(rows: jax.Array, obs_dim: int) -> Batch:
+def split_rows(rows: Tensor, obs_dim: int) -> Batch:
     """Dataset and model buffer are matrices with rows (s, a, r, s', done), so that one gather samples a batch."""
     action_dim = rows.shape[-1] - 2 * obs_dim - 2
     ends = np.cumsum([obs_dim, action_dim, 1, obs_dim])
@@ -123,7 +124,7 @@ def split_rows(rows: jax.Array, obs_dim: int) -> Batch:
     return Batch(observations, actions, rewards.squeeze(-1), next_observations, terminals.squeeze(-1))
 
 
-def sample_rows(key: jax.Array, rows: jax.Array, *shape: int) -> jax.Array:
+def sample_rows(key: Tensor, rows: Tensor, *shape: int) -> Tensor:
     """Rows drawn uniformly with replacement: [N, W] -> [*shape, W]."""
     return rows[jax.random.randint(key, shape, 0, len(rows))]
 
@@ -137,7 +138,7 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(jax.random.uniform(rngs(), (fan_out, fan_in), minval=-bound, maxval=bound))
         self.bias = nnx.Param(jax.random.uniform(rngs(), (fan_out,), minval=-bound, maxval=bound))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Tensor) -> Tensor:
         return x @ self.weight.T + self.bias
 
 
@@ -149,7 +150,7 @@ class BatchedLinear(nnx.Module):
         self.weight = nnx.Param(jax.random.uniform(rngs(), (n, fan_in, fan_out), minval=-bound, maxval=bound))
         self.bias = nnx.Param(jax.random.uniform(rngs(), (n, 1, fan_out), minval=-bound, maxval=bound))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Tensor) -> Tensor:
         return x @ self.weight + self.bias
 
 
@@ -161,7 +162,7 @@ class Critic(nnx.Module):
         self.fc2 = BatchedLinear(2, hidden_dim, hidden_dim, rngs)
         self.fc3 = BatchedLinear(2, hidden_dim, 1, rngs)
 
-    def __call__(self, observations: jax.Array, actions: jax.Array) -> jax.Array:
+    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = jnp.concatenate([observations, actions], -1)
         x = nnx.relu(self.fc1(jnp.broadcast_to(x, (2, *x.shape))))
         x = nnx.relu(self.fc2(x))
@@ -179,23 +180,23 @@ class Actor(nnx.Module):
         self.fc2 = Linear(hidden_dim, hidden_dim, rngs)
         self.fc3 = Linear(hidden_dim, 2 * action_dim, rngs)
 
-    def __call__(self, observations: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         x = nnx.relu(self.fc1(observations))
         x = nnx.relu(self.fc2(x))
         mean, log_std = jnp.split(self.fc3(x), 2, -1)
         return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
-    def mode(self, observations: jax.Array) -> jax.Array:
+    def mode(self, observations: Tensor) -> Tensor:
         return jnp.tanh(self(observations)[0])
 
 
-def squashed_log_prob(mean: jax.Array, log_std: jax.Array, pre_tanh: jax.Array) -> jax.Array:
+def squashed_log_prob(mean: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """log pi(tanh(pre_tanh)), [...]. log(1 - tanh(u)^2) in the softplus form: exact, no epsilon, no atanh."""
     log_prob = -0.5 * ((pre_tanh - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
     return (log_prob - 2 * (math.log(2) - pre_tanh - nnx.softplus(-2 * pre_tanh))).sum(-1)
 
 
-def sample_action(actor: Actor, observations: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparameterised actions [..., A] and their log pi [...] from standard normal noise [..., A]."""
     mean, log_std = actor(observations)
     pre_tanh = mean + jnp.exp(log_std) * noise
@@ -208,10 +209,10 @@ class Agent(NamedTuple):
     actor: Actor
     critic: Critic
     target_critic: Critic
-    log_alpha: jax.Array
+    log_alpha: Tensor
 
 
-def init_agent(key: jax.Array, obs_dim: int, action_dim: int, alpha: float) -> Agent:
+def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float) -> Agent:
     rngs = nnx.Rngs(key)
     actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs)
     return Agent(actor, critic, jax.tree.map(jnp.copy, critic), jnp.log(jnp.float32(alpha)))
@@ -239,7 +240,7 @@ class Dynamics(nnx.Module):
         self.input_std = nnx.Variable(jnp.ones(obs_dim + action_dim))
         self.output_scale = nnx.Variable(jnp.ones(obs_dim + 1))
 
-    def __call__(self, observations: jax.Array, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         scales = self.input_mean[...], self.input_std[...], self.output_scale[...]
         input_mean, input_std, output_scale = jax.lax.stop_gradient(scales)
         x = (jnp.concatenate([observations, actions], -1) - input_mean) / input_std
@@ -261,7 +262,7 @@ class Dynamics(nnx.Module):
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(jnp.where(of_order_one, 1.0, reward_size)))
 
-    def keep_members(self, members: jax.Array) -> "Dynamics":
+    def keep_members(self, members: Tensor) -> "Dynamics":
         """The ensemble of these members alone; the log-variance bounds are shared by all."""
         self.layers = jax.tree.map(lambda x: x[members], self.layers)
         return self
@@ -278,12 +279,12 @@ def adam_step(params, state: optax.OptState, gradients, learning_rate: float) ->
 
 
 # ALGO LOGIC: model learning
-def model_targets(batch: Batch) -> jax.Array:
+def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
     return jnp.concatenate([batch.next_observations - batch.observations, batch.rewards[..., None]], -1)
 
 
-def supervised_loss(dynamics: Dynamics, mean: jax.Array, log_var: jax.Array, targets: jax.Array) -> jax.Array:
+def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: Tensor) -> Tensor:
     """Gaussian negative log-likelihood of targets [E, B, D], the maximum likelihood term of Eq. 6.
 
     Mean over B and D, sum over members: lambda is tuned to these reductions. Weight decay is part of the loss.
@@ -294,18 +295,18 @@ def supervised_loss(dynamics: Dynamics, mean: jax.Array, log_var: jax.Array, tar
     return nll + bounds + decay
 
 
-def pretraining_loss(dynamics: Dynamics, batch: Batch) -> jax.Array:
+def pretraining_loss(dynamics: Dynamics, batch: Batch) -> Tensor:
     """Maximum likelihood alone, on rows [E, B, ...] of each member's own."""
     return supervised_loss(dynamics, *dynamics(batch.observations, batch.actions), model_targets(batch))
 
 
-def holdout_errors(dynamics: Dynamics, holdout: Batch) -> jax.Array:
+def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     """Mean squared error of each member's mean on the hold-out rows, [E]."""
     mean, _ = dynamics(holdout.observations, holdout.actions)
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def scan_batches(update: Callable, carry: tuple, order: jax.Array, batch_size: int) -> tuple:
+def scan_batches(update: Callable, carry: tuple, order: Tensor, batch_size: int) -> tuple:
     """carry = update(carry, indices [..., B]) over all of order [..., N]; the last batch may be smaller."""
     whole = order.shape[-1] // batch_size * batch_size
     batches = jnp.moveaxis(order[..., :whole].reshape(*order.shape[:-1], -1, batch_size), -2, 0)
@@ -314,8 +315,8 @@ def scan_batches(update: Callable, carry: tuple, order: jax.Array, batch_size: i
 
 
 def pretrain_dynamics(
-    dynamics: Dynamics, keys: jax.Array, train_rows: jax.Array, holdout: Batch, args: Args
-) -> tuple[Dynamics, jax.Array]:
+    dynamics: Dynamics, keys: Tensor, train_rows: Tensor, holdout: Batch, args: Args
+) -> tuple[Dynamics, Tensor]:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     For all seeds [S, ...] at once; one that has stopped waits for the others. Returns the ensembles with these weights
@@ -323,14 +324,14 @@ def pretrain_dynamics(
     """
     obs_dim = holdout.observations.shape[-1]
 
-    def start(dynamics: Dynamics, key: jax.Array, train_rows: jax.Array) -> tuple:
+    def start(dynamics: Dynamics, key: Tensor, train_rows: Tensor) -> tuple:
         dynamics.set_scales(split_rows(train_rows, obs_dim))
         bootstrap = jax.random.randint(key, (args.num_models, len(train_rows)), 0, len(train_rows))
         best = jnp.full(args.num_models, jnp.inf), dynamics.layers  # the first epoch always improves
         return (dynamics, adam_init(dynamics), best, 0), bootstrap
 
-    def epoch(state: tuple, bootstrap: jax.Array, key: jax.Array, train_rows: jax.Array, holdout: Batch) -> tuple:
-        def update(carry: tuple, indices: jax.Array) -> tuple:
+    def epoch(state: tuple, bootstrap: Tensor, key: Tensor, train_rows: Tensor, holdout: Batch) -> tuple:
+        def update(carry: tuple, indices: Tensor) -> tuple:
             gradients = jax.grad(pretraining_loss)(carry[0], split_rows(train_rows[indices], obs_dim))
             return adam_step(*carry, gradients, args.model_lr)
 
@@ -346,6 +347,8 @@ def pretrain_dynamics(
         return jax.tree.map(partial(jnp.where, epochs_since_improvement > 10), state, new_state)
 
     state, bootstrap = jax.jit(jax.vmap(start, (0, 0, None)))(dynamics, keys, train_rows)
+    if args.model_max_pretrain_epochs == 0:
+        return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
     bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
     for i in bar:
@@ -360,8 +363,8 @@ def pretrain_dynamics(
 
 
 def rollout_models(
-    agent: Agent, dynamics: Dynamics, rows: jax.Array, key: jax.Array, terminated: Callable, args: Args
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    agent: Agent, dynamics: Dynamics, rows: Tensor, key: Tensor, terminated: Callable, args: Args
+) -> tuple[Tensor, dict[str, Tensor]]:
     """k-step rollouts of the stochastic policy in the model from dataset states: rows [k * starts, W], and metrics.
 
     Each rollout stays in one elite: elite e takes the e-th fifth of the (i.i.d.) start states. One that terminates goes
@@ -371,7 +374,7 @@ def rollout_models(
     shape = num_elites, args.rollout_batch_size // num_elites
     action_dim = rows.shape[1] - 2 * obs_dim - 2
 
-    def rollout_step(observations: jax.Array, key: jax.Array) -> tuple:
+    def rollout_step(observations: Tensor, key: Tensor) -> tuple:
         action_key, sample_key, restart_key = jax.random.split(key, 3)
         actions, _ = sample_action(agent.actor, observations, jax.random.normal(action_key, (*shape, action_dim)))
         mean, log_var = dynamics(observations, actions)
@@ -395,8 +398,8 @@ def rollout_models(
 
 # ALGO LOGIC: SAC
 def critic_loss(
-    critic: Critic, agent: Agent, batch: Batch, noise: jax.Array, gamma: float
-) -> tuple[jax.Array, jax.Array]:
+    critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
     """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
     next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
     next_values = agent.target_critic(batch.next_observations, next_actions).min(0)
@@ -406,7 +409,7 @@ def critic_loss(
     return ((values - targets) ** 2).mean(1).sum(), values
 
 
-def actor_loss(actor: Actor, agent: Agent, observations: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+def actor_loss(actor: Actor, agent: Agent, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """mean(alpha log pi - min_i Q_i), and log pi [B]. noise [B, A] draws the actions."""
     actions, log_probs = sample_action(actor, observations, noise)
     values = agent.critic(observations, actions).min(0)
@@ -421,8 +424,8 @@ class Optimizers(NamedTuple):
 
 
 def update_agent(
-    agent: Agent, optimizers: Optimizers, batch: Batch, noise: jax.Array, args: Args
-) -> tuple[Agent, Optimizers, dict[str, jax.Array]]:
+    agent: Agent, optimizers: Optimizers, batch: Batch, noise: Tensor, args: Args
+) -> tuple[Agent, Optimizers, dict[str, Tensor]]:
     """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics. Returns metrics as well."""
     value_and_grad = partial(jax.value_and_grad, has_aux=True)
     (qf_loss, values), gradients = value_and_grad(critic_loss)(agent.critic, agent, batch, noise[0], args.gamma)
@@ -451,15 +454,15 @@ def update_agent(
     return Agent(actor, critic, target_critic, log_alpha), optimizers, metrics
 
 
-def clone_behaviour(actor: Actor, keys: jax.Array, rows: jax.Array, obs_dim: int, args: Args) -> Actor:
+def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
     """Warm-starts the policies [S, ...] by maximum likelihood on the log, reshuffled every epoch (--bc-epochs)."""
 
-    def loss(actor: Actor, batch: Batch) -> jax.Array:
+    def loss(actor: Actor, batch: Batch) -> Tensor:
         pre_tanh = jnp.arctanh(jnp.clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
         return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
 
-    def epoch(carry: tuple, key: jax.Array, rows: jax.Array) -> tuple:
-        def update(carry: tuple, indices: jax.Array) -> tuple:
+    def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
+        def update(carry: tuple, indices: Tensor) -> tuple:
             gradients = jax.grad(loss)(carry[0], split_rows(rows[indices], obs_dim))
             return adam_step(*carry, gradients, args.policy_lr)
 
@@ -472,20 +475,20 @@ def clone_behaviour(actor: Actor, keys: jax.Array, rows: jax.Array, obs_dim: int
 
 
 # ALGO LOGIC: RAMBO, the adversarial model update
-def mixture_log_prob(mean: jax.Array, log_var: jax.Array, sample: jax.Array) -> jax.Array:
+def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
     log_probs = -0.5 * ((sample - mean) ** 2 * jnp.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
     return jax.nn.logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
 
 
-def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> jax.Array:
+def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> Tensor:
     """r + gamma V(s') - Q(s, a) of Eq. 5, [B], un-normalised: is this transition better than the critic expects?"""
     next_values = agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)).min(0)
     values = agent.critic(batch.observations, batch.actions).min(0)
     return batch.rewards + gamma * (1 - batch.terminals) * next_values - values
 
 
-def adversarial_loss(log_prob: jax.Array, advantages: jax.Array, norm_adv: bool = True) -> jax.Array:
+def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True) -> Tensor:
     """Its gradient is the sampled Eq. 5: that of the policy's value in the model with respect to the model.
 
     Minimising it LOWERS the probability of transitions that are better than expected. Gradients flow only through the
@@ -497,9 +500,9 @@ def adversarial_loss(log_prob: jax.Array, advantages: jax.Array, norm_adv: bool 
 
 
 def model_loss(
-    dynamics: Dynamics, agent: Agent, observations: jax.Array, real: Batch, elites: jax.Array, noise: jax.Array,
+    dynamics: Dynamics, agent: Agent, observations: Tensor, real: Batch, elites: Tensor, noise: Tensor,
     terminated: Callable, args: Args,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:  # fmt: skip
+) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
@@ -537,9 +540,9 @@ def model_loss(
 
 
 def update_model(
-    agent: Agent, dynamics: Dynamics, optimizer: optax.OptState, observations: jax.Array, restarts: jax.Array,
-    real: Batch, elites: jax.Array, noise: jax.Array, terminated: Callable, args: Args,
-) -> tuple[Dynamics, optax.OptState, jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    agent: Agent, dynamics: Dynamics, optimizer: optax.OptState, observations: Tensor, restarts: Tensor,
+    real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
+) -> tuple[Dynamics, optax.OptState, Tensor, dict[str, Tensor]]:  # fmt: skip
     """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, and metrics.
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
@@ -552,22 +555,31 @@ def update_model(
     return dynamics, optimizer, observations, metrics | {"model/grad_norm": optax.tree.norm(gradients)}
 
 
-def summarize(history: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The metrics of an iteration from those of its updates [U]: the mean, or the largest of max_..."""
-    return {name: values.max() if "/max_" in name else values.mean() for name, values in history.items()}
+def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, dict[str, Tensor]]:
+    """carry, metrics = update(carry, draw) for all draws [U, ...]; the mean of each metric, or the largest of max_..."""
+    names = []
+
+    def step(carry: tuple, draw: tuple) -> tuple:
+        carry, metrics = update(carry, draw)
+        names[:] = metrics
+        return carry, jnp.stack(list(metrics.values()))  # one array is written at each step, not one for each metric
+
+    carry, history = jax.lax.scan(step, carry, draws)
+    means, largest = dict(zip(names, history.mean(0), strict=True)), dict(zip(names, history.max(0), strict=True))
+    return carry, {name: largest[name] if "/max_" in name else means[name] for name in names}
 
 
 class TrainState(NamedTuple):
     agent: Agent
     dynamics: Dynamics
     optimizers: Optimizers
-    buffer: jax.Array  # [iterations, k * starts, W], the rollouts of the last iterations
-    key: jax.Array
+    buffer: Tensor  # [iterations, k * starts, W], the rollouts of the last iterations
+    key: Tensor
 
 
 def train_iteration(
-    state: TrainState, iteration: jax.Array, rows: jax.Array, holdout: Batch, terminated: Callable, args: Args
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    state: TrainState, iteration: Tensor, rows: Tensor, holdout: Batch, terminated: Callable, args: Args
+) -> tuple[TrainState, dict[str, Tensor]]:
     """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics.
 
     All random numbers of the updates are drawn before the loops: in few large calls instead of many small ones.
@@ -599,8 +611,8 @@ def train_iteration(
         jax.random.randint(agent_keys[1], (num_updates, batch_size - num_real), 0, num_model_rows),
         jax.random.normal(agent_keys[2], (num_updates, 2, batch_size, action_dim)),
     )
-    (agent, optimizers), history = jax.lax.scan(agent_step, (agent, optimizers), draws, unroll=args.unroll)
-    metrics |= summarize(history)
+    (agent, optimizers), agent_metrics = scan_updates(agent_step, (agent, optimizers), draws)
+    metrics |= agent_metrics
 
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
@@ -623,9 +635,9 @@ def train_iteration(
             jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers.model, jnp.zeros((batch_size, obs_dim))
-        (dynamics, optimizer, _), history = jax.lax.scan(model_step, carry, draws, unroll=args.unroll)
+        (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
         optimizers = optimizers._replace(model=optimizer)
-        metrics |= summarize(history)
+        metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
     return TrainState(agent, dynamics, optimizers, buffer, key), metrics
@@ -636,7 +648,7 @@ def main(args: Args) -> None:
     if not args.cuda:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", False)
-    jax.config.update("jax_default_matmul_precision", "float32")  # as in torch; a GPU would round to TF32
+    jax.config.update("jax_default_matmul_precision", args.matmul_precision)
     seeds = [args.seed + i for i in range(args.num_seeds)]
     keys = jnp.stack([jax.random.split(jax.random.PRNGKey(seed), 4) for seed in seeds], 1)
     init_keys, pretrain_keys, clone_keys, train_keys = keys
@@ -652,14 +664,14 @@ def main(args: Args) -> None:
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
     rule = termination_rule(env)
 
-    def terminated(observations: jax.Array) -> jax.Array:
+    def terminated(observations: Tensor) -> Tensor:
         return rule(observations * dataset.obs_std + dataset.obs_mean)
 
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
     pretrain = use_model and not args.resume and not args.load_model
 
-    def init(key: jax.Array) -> tuple[Agent, Dynamics]:
+    def init(key: Tensor) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
         num_models = args.num_models if pretrain else args.num_elites
         dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim, nnx.Rngs(model_key))
@@ -773,7 +785,7 @@ def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     return jax.jit(function, donate_argnums=0).lower(*examples).compile(compiler_options=options)
 
 
-def refill_buffer(state: TrainState, rows: jax.Array, iteration: int, terminated: Callable, args: Args) -> TrainState:
+def refill_buffer(state: TrainState, rows: Tensor, iteration: int, terminated: Callable, args: Args) -> TrainState:
     """The buffers that the iterations before this one would have left, from today's policies and models."""
     rollout = jax.jit(jax.vmap(partial(rollout_models, rows=rows, terminated=terminated, args=args)))
     buffer = state.buffer
@@ -809,7 +821,7 @@ def to_numpy(tree) -> dict[str, np.ndarray]:
 def from_numpy(arrays: dict[str, np.ndarray], tree):
     """A tree like this one with the arrays of to_numpy. Raises KeyError and ValueError."""
 
-    def get(path: tuple, old: jax.Array) -> jax.Array:
+    def get(path: tuple, old: Tensor) -> Tensor:
         if (new := arrays[name_of(path)]).shape != old.shape:
             raise ValueError(f"{name_of(path)} has shape {new.shape}, not {old.shape}")
         return jnp.asarray(new, old.dtype)

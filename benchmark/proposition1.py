@@ -1,14 +1,12 @@
 """Proposition 1, checked: is the predicted value a lower bound of the value the policy then realises?
 
-    python benchmark/proposition1.py runs/*
+    python benchmark/proposition1.py benchmark/results/hopper-mini-v2.csv
 
-Reads evaluations.csv of run folders (of either script): at each evaluation, the critic's value at the first states against
-the realised discounted return, both averages over the evaluation episodes. Prints the share of evaluations and of runs (their
-last evaluation) in which the prediction is a lower bound, for lambda = 0 and for lambda > 0, and draws both.
+Reads the evaluations of runs with a model (of either script): the critic's value at the first states against the realised
+discounted return, both averages over the evaluation episodes. Prints the share of evaluations and of runs (their last
+evaluation) in which the prediction is a lower bound, for lambda = 0 and for lambda > 0, and draws both.
 """
 
-import csv
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+import report
 import tyro
 
 matplotlib.use("Agg")
@@ -27,7 +26,7 @@ COLORS = {"λ = 0": "#2471a3", "λ > 0": "#c0392b"}
 @dataclass
 class Args:
     runs: tyro.conf.Positional[list[Path]]
-    """run folders; others, and runs without a finished evaluation, are skipped and named"""
+    """logs of published runs (LOG.csv) and folders that hold run folders"""
     output: Path = Path("proposition1.png")
     """the figure"""
     min_iteration: int = 1
@@ -37,25 +36,16 @@ class Args:
 class Evaluations(NamedTuple):
     """The evaluations of one run."""
 
-    folder: Path
     group: str  # a key of COLORS
     iterations: np.ndarray  # [n]
     realised: np.ndarray  # [n], discounted returns
     gaps: np.ndarray  # [n], predicted value minus realised discounted return
 
 
-def read_run(folder: Path, min_iteration: int) -> Evaluations:
-    """Raises OSError or ValueError if the folder holds no evaluations."""
-    args = json.loads((folder / "args.json").read_text())
-    with (folder / "evaluations.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["iteration"]) >= min_iteration]
-    if not rows:
-        raise ValueError(f"no evaluation from iteration {min_iteration} on")
-    columns = ("iteration", "discounted_return_mean", "value_gap")
-    if not {*columns} <= {*rows[0]} or "adv_weight" not in args:
-        raise ValueError("its args.json or evaluations.csv lacks a column, so it is of another program or version")
-    arrays = (np.array([float(row[key]) for row in rows]) for key in columns)
-    return Evaluations(folder, "λ > 0" if args["adv_weight"] > 0 else "λ = 0", *arrays)
+def evaluations(run: report.Run, min_iteration: int) -> Evaluations:
+    (iterations, gaps), (_, realised) = run.curve("charts/value_gap"), run.curve("charts/discounted_return")
+    counts = iterations >= min_iteration
+    return Evaluations("λ > 0" if run.args["adv_weight"] > 0 else "λ = 0", iterations[counts], realised[counts], gaps[counts])
 
 
 def draw(runs: list[Evaluations], path: Path) -> None:
@@ -82,14 +72,11 @@ def draw(runs: list[Evaluations], path: Path) -> None:
 
 
 def main(args: Args) -> None:
-    runs = []
-    for folder in args.runs:
-        try:
-            runs.append(read_run(folder, args.min_iteration))
-        except (OSError, ValueError) as error:
-            print(f"skipped {folder}: {error}", file=sys.stderr)
+    sys.stdout.reconfigure(encoding="utf-8")
+    read = [run for path in args.runs for run in report.read(path) if run.args["real_ratio"] < 1]
+    runs = [run for run in (evaluations(run, args.min_iteration) for run in read) if len(run.gaps)]
     if not runs:
-        sys.exit("error: no run folder with evaluations among the arguments")
+        sys.exit(f"error: no run with a model and an evaluation from iteration {args.min_iteration} on among the arguments")
     print("           runs, last evaluation a lower bound   evaluations, a lower bound   median gap")
     for group in COLORS:
         members = [run for run in runs if run.group == group]
@@ -102,4 +89,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(tyro.cli(Args, description=__doc__))

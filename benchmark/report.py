@@ -1,22 +1,31 @@
-"""Tables and pictures from run folders: `python benchmark/report.py runs --figures benchmark/figures --output report.md`.
+"""Tables and pictures from run folders and from the logs of published runs:
 
-Reads args.json, evaluations.csv, metrics.csv and result.json of every run, writes Markdown: every seed; next to the preprint's
-Tables 1 and 3 (published.csv); aggregate statistics (rliable); the choice of (k, lambda) without an environment.
+    python benchmark/report.py runs --output report.md --figures figures
+
+A log of published runs, benchmark/results/LOG.csv, has a row for each method, seed and iteration; LOG.args.json holds the
+arguments. One command adds the runs of LOG in runs/ to it (in place of those with the same method and seed), or makes it (runs
+of v1.0 do not know what a value can be at most, so give --log the first time); another makes all that is published again:
+
+    python benchmark/report.py runs --tidy benchmark/results/LOG.csv --log collected/LOG.hdf5
+    python benchmark/report.py benchmark/results --output benchmark/results/report.md --figures benchmark/figures \\
+        --tables benchmark/results.md
 """
 
 import csv
 import json
 import math
+import re
 import shlex
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
+import h5py
 import matplotlib
 import numpy as np
 import tyro
@@ -31,44 +40,61 @@ from matplotlib.ticker import MaxNLocator
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from runner import relevant
 
-from rambo_continuous import D4RL_FILES, PAPER_HYPERPARAMETERS, REFERENCE_RETURNS, is_d4rl_id
 from rambo_continuous import Args as TrainingArgs
 
 LAST = 10  # evaluations in "mean of the last 10"
-ABLATIONS = ("no_advantage_normalisation",)  # experiments that differ in more than their arguments (ablations.sh)
+RATIO = "losses/value_bound_ratio"  # mean Q over the largest value that the log's rewards allow
+MEASURES = (
+    "charts/normalized_score", "charts/normalized_score_std", "charts/episodic_return", "charts/episodic_length",
+    "charts/discounted_return", "charts/value_gap", "seconds", "episodic_returns", "losses/qf_values",
+    "losses/max_abs_qf_value", RATIO, "rollout/reward", "model/holdout_mse",
+)  # fmt: skip
+V1_NAMES = {  # what the columns of evaluations.csv were called in v1.0
+    "normalized_score_mean": "charts/normalized_score",
+    "normalized_score_std": "charts/normalized_score_std",
+    "episodic_return_mean": "charts/episodic_return",
+    "episodic_length_mean": "charts/episodic_length",
+    "discounted_return_mean": "charts/discounted_return",
+    "value_gap": "charts/value_gap",
+}
 TABLE3_PAIRS = ((1, 3e-4), (2, 3e-4), (5, 3e-4), (5, 0.0))
 # Our rule for choosing (k, lambda) offline
 WINDOW = 0.1  # share of the iterations, at the end, that it looks at; at least LAST of them
 MAX_VARIATION = 0.1  # a Q-value is stable if its std over the window is below this share of its size
-LIMIT_MARGIN = 2.0  # the largest |Q| of a batch may exceed what the rewards allow by this factor
 
 SEEDS_TEXT = f"""Entries are "seed: score"; the score is D4RL's normalised one, or the return where there are no reference
 returns. ± is the standard deviation over seeds, "-" a run that diverged. Value gap: the critic's value of the first states
-minus the discounted return, mean of the last {LAST} evaluations; at or below 0 the value is a lower bound."""
+minus the discounted return, mean of the last {LAST} evaluations; at or below 0 the value is a lower bound. Q / bound: the
+largest ratio of an iteration's mean Q to what the log's rewards allow, r_max / (1 - γ), and where it first passed 1."""
 
 TABLE1_TEXT = """Score of the last iteration, mean ± std over seeds, with the pair (k, λ) that did best in the preprint; "-": a
 run diverged. BC to TD3+BC as the preprint prints them, OfflineRL-Kit as its README does."""
 
 CHOICE_TEXT = f"""The authors' final paper chooses by size and stability of the Q-values in training. This is our rule in that
-spirit, not theirs. It sees the last {WINDOW:.0%} of the iterations (at least {LAST}) of `losses/qf_values` and
-`losses/max_abs_qf_value`, and discards a pair if a seed diverged; if a seed's mean Q exceeds what the rewards allow (what
-D4RL's expert earns in a step, for ever), or its largest |Q| {LIMIT_MARGIN:g} times that; or if Q still varies (std above
-{MAX_VARIATION:.0%} of its size). Of the rest it takes the lowest mean Q, the most pessimistic; if nothing is left, the
-steadiest. Regret: mean score of the last iteration of the best pair minus that of the chosen one."""
+spirit, not theirs. It sees `losses/qf_values` of the last {WINDOW:.0%} of the iterations (at least {LAST}); it discards a pair
+if a seed diverged, if a seed's mean Q exceeds what the rewards allow, or if Q still varies (std above {MAX_VARIATION:.0%} of
+its size). It takes the lowest mean Q of the rest, the most pessimistic; if none is left, the steadiest. Regret: mean score of
+the last iteration of the best pair minus that of the chosen one."""
 
 
 @dataclass
 class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
-    """folders that hold run folders"""
+    """folders that hold run folders or logs of published runs, or such a log, LOG.csv"""
     output: Path | None = None
     """the Markdown goes to this file instead of the terminal"""
     figures: Path | None = None
     """the pictures go to this folder; without it there are none"""
+    tables: Path | None = None
+    """a page in which the tables between `<!-- LOG -->` and `<!-- end -->` are made again"""
+    tidy: Path | None = None
+    """LOG.csv, to which the runs of the dataset LOG are added; there is no report then"""
+    log: Path | None = None
+    """with --tidy: the HDF5 file, whose smallest and largest reward bound the values"""
     unfinished: bool = False
     """count runs that have not ended with the score they have reached"""
-    bootstrap_samples: int = 5000
-    """of the confidence intervals"""
+    bootstrap_samples: int = 2000
+    """of the confidence intervals, and at most so many permutations"""
 
 
 @dataclass(frozen=True)
@@ -82,76 +108,151 @@ class Method:
 
 @dataclass
 class Run:
-    folder: Path
     args: dict[str, Any]
     status: str  # finished, diverged or unfinished
-    evaluations: dict[str, np.ndarray]
-    metrics: dict[str, np.ndarray]
+    rows: list[dict[str, str]]  # one for each iteration: column -> number as it was written, blank where there is none
     method: Method | None = None
 
     @property
     def dataset(self) -> str:
-        """The id; a file of one's own under an id of D4RL's or of gymnasium's is told from it by its name."""
-        env_id, path = self.args["env_id"], self.args["dataset_path"]
-        own_id = is_d4rl_id(env_id) and env_id not in D4RL_FILES
-        return env_id if path is None or own_id else f"{env_id} ({Path(path).name})"
+        """The id; a file of another name is told from it."""
+        env_id, path = self.args["env_id"], Path(self.args["dataset_path"] or self.args["env_id"])
+        return env_id if path.name.removesuffix(".hdf5").replace("_", "-") == env_id else f"{env_id} ({path.name})"
 
     @property
     def seed(self) -> int:
         return self.args["seed"]
 
+    def curve(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Iterations and values of a column."""
+        rows = [row for row in self.rows if row.get(column)]
+        return np.array([int(row["iteration"]) for row in rows]), np.array([float(row[column]) for row in rows])
+
     @property
-    def scores(self) -> np.ndarray:
+    def is_normalised(self) -> bool:
+        return bool(np.isfinite(self.curve("charts/normalized_score")[1]).any())
+
+    @property
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Of every evaluation: normalised where the environment has reference returns, else returns."""
-        normalized = self.evaluations.get("normalized_score_mean", np.empty(0))
-        return normalized if np.isfinite(normalized).any() else self.evaluations.get("episodic_return_mean", np.empty(0))
+        return self.curve("charts/normalized_score" if self.is_normalised else "charts/episodic_return")
 
     @property
     def last(self) -> float:
-        return float(self.scores[-1])
+        return float(self.scores[1][-1])
 
     @property
     def mean_of_last(self) -> float:
-        return float(self.scores[-LAST:].mean())
+        return float(self.scores[1][-LAST:].mean())
 
     @property
     def value_gap(self) -> float:
-        return float(self.evaluations["value_gap"][-LAST:].mean())
+        return float(self.curve("charts/value_gap")[1][-LAST:].mean())
 
     @property
     def seconds_per_iteration(self) -> float:
-        iterations, seconds = self.evaluations["iteration"], self.evaluations["seconds"]
+        iterations, seconds = self.curve("seconds")
         return float((seconds[-1] - seconds[0]) / max(iterations[-1] - iterations[0], 1))
+
+    @property
+    def bound_passed(self) -> int | None:
+        """The first iteration whose mean Q is above what the rewards allow."""
+        iterations, ratios = self.curve(RATIO)
+        return int(iterations[ratios > 1][0]) if (ratios > 1).any() else None
 
 
 Runs = dict[tuple[str, Method], list[Run]]  # those of a dataset and method, by seed
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """Columns of numbers; a column of text is left out, and so is a row that is still being written."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-    columns = {}
-    for key in rows[0] if rows else ():
-        try:
-            columns[key] = np.array([float(row[key]) for row in rows])
-        except ValueError:
-            continue
-    return columns
+# --- reading and writing ----------------------------------------------------------------------------------------------
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The complete lines: the last one may still be being written."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    return [row for row in rows if None not in row and None not in row.values()]
 
 
-def read_run(folder: Path) -> Run | None:
-    """One run folder; None if it holds no evaluation yet."""
-    args = json.loads((folder / "args.json").read_text())
-    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
-    status = result.get("status", "unfinished")
+def read_folder(folder: Path) -> Run:
+    """A run folder, of this version or of v1.0."""
+    args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    rows: dict[int, dict[str, str]] = defaultdict(dict)
+    for row in (*read_csv(folder / "evaluations.csv"), *read_csv(folder / "metrics.csv")):
+        rows[int(row["iteration"])] |= {V1_NAMES.get(key, key): value for key, value in row.items()}
+    result = folder / "result.json"
+    result = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"status": "unfinished"}
+    status = result["status"]
     if status == "finished" and result["iteration"] != args["total_iterations"]:
         status = "unfinished"  # resumed for more iterations
-    run = Run(folder, args, status, read_csv(folder / "evaluations.csv"), read_csv(folder / "metrics.csv"))
-    return run if len(run.scores) or status == "diverged" else None
+    return Run(args, status, [rows[iteration] for iteration in sorted(rows)])
+
+
+def args_path(path: Path) -> Path:
+    return path.with_suffix(".args.json")
+
+
+def read_tidy(path: Path) -> list[Run]:
+    """The runs of LOG.csv and LOG.args.json."""
+    methods = json.loads(args_path(path).read_text(encoding="utf-8"))["methods"]
+    groups = defaultdict(list)
+    for row in read_csv(path):
+        groups[row.pop("method"), row.pop("seed")].append(row)
+    runs = []
+    for (method, seed), rows in groups.items():
+        own = methods[method]["seeds"].get(seed, {})
+        runs.append(Run(methods[method]["args"] | own | {"seed": int(seed)}, rows[-1]["status"], rows))
+    return runs
+
+
+def value_bound_ratio(q: float, rewards: dict[str, float], gamma: float) -> float:
+    """Q over the largest value that the log's rewards allow; for a negative Q over the smallest."""
+    upper, lower = max(rewards["max"], 0) / (1 - gamma), min(rewards["min"], 0) / (1 - gamma)
+    return q / (upper or -lower) if q >= 0 else q / (lower or -upper)
+
+
+def add_ratios(run: Run, rewards: dict[str, float]) -> None:
+    """The ratio to the bound where the run, of v1.0, has not logged it."""
+    for row in run.rows:
+        if row.get("losses/qf_values") and not row.get(RATIO):
+            row[RATIO] = f"{value_bound_ratio(float(row['losses/qf_values']), rewards, run.args['gamma']):.6g}"
+
+
+def write_tidy(path: Path, runs: Runs, rewards: dict[str, float] | None) -> None:
+    """LOG.csv and LOG.args.json; numbers stay as the runs wrote them."""
+    methods, rows = {}, []
+    for (_, method), group in runs.items():
+        common = {k: v for k, v in group[0].args.items() if all(k in run.args and run.args[k] == v for run in group)}
+        common.pop("seed", None)
+        seeds = {run.seed: {k: v for k, v in run.args.items() if k not in {*common, "seed"}} for run in group}
+        methods[method.name] = {"args": common, "seeds": {seed: own for seed, own in seeds.items() if own}}
+        for run in group:
+            rows += [row | {"method": method.name, "seed": run.seed, "status": ""} for row in run.rows]
+            rows[-1]["status"] = run.status
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = json.dumps({"rewards": rewards, "methods": methods}, indent=2, ensure_ascii=False)
+    args_path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def add_to_tidy(args: Args) -> None:
+    """The command --tidy."""
+    paths, rewards = args.runs, None
+    if args.tidy.exists():
+        paths = (args.tidy, *paths)
+        rewards = json.loads(args_path(args.tidy).read_text(encoding="utf-8"))["rewards"]
+    if args.log is not None:
+        with h5py.File(args.log) as file:
+            rewards = {"min": float(file["rewards"][:].min()), "max": float(file["rewards"][:].max())}
+    runs, _, _ = group_runs((run for run in map(read, paths) for run in run if run.dataset == args.tidy.stem), unfinished=True)
+    if not runs:
+        sys.exit(f"no run of {args.tidy.stem} in {', '.join(map(str, args.runs))}")
+    for run in (run for group in runs.values() for run in group if rewards):
+        add_ratios(run, rewards)
+    args.tidy.parent.mkdir(parents=True, exist_ok=True)
+    write_tidy(args.tidy, runs, rewards)
+    for (_, method), group in runs.items():
+        print(f"{method.name}: seeds {', '.join(str(run.seed) for run in group)}")
 
 
 def is_behaviour_cloning(args: dict[str, Any]) -> bool:
@@ -161,10 +262,11 @@ def is_behaviour_cloning(args: dict[str, Any]) -> bool:
 def settings(args: dict[str, Any]) -> dict[str, Any]:
     """The arguments that change the result, apart from those that dataset, seed and the method's name stand for."""
     skipped = {"exp_name", "seed", "env_id", "dataset_path", "rollout_length", "adv_weight", "torch_deterministic"}
+    skipped |= {"eval_interval", "eval_workers"}
     if args["real_ratio"] == 1:
         skipped |= {"real_ratio"}
     if is_behaviour_cloning(args):
-        skipped |= {"total_iterations", "updates_per_iteration", "bc_epochs", "eval_interval"}
+        skipped |= {"total_iterations", "updates_per_iteration", "bc_epochs"}
     return {key: value for key, value in relevant(args).items() if key not in skipped}
 
 
@@ -180,8 +282,7 @@ def name_methods(runs: list[Run]) -> str:
         args, pair = run.args, None
         changes = {k: v for k, v in settings(args).items() if len(values[k]) > 1 and v != defaults.get(k)}
         words = [f"{key} {value}" for key, value in changes.items()]
-        words += ["JAX"] if "jax" in args["exp_name"] else []
-        words += [ablation.replace("_", " ") for ablation in ABLATIONS if ablation in args["exp_name"]]
+        words += ["JAX"] if "num_seeds" in args else []  # which the torch script does not have
         if is_behaviour_cloning(args):
             name = f"behaviour cloning, {args['bc_epochs']} epochs"
         elif args["real_ratio"] == 1:
@@ -204,18 +305,24 @@ def pair_name(pair: tuple[int, float]) -> str:
     return f"k = {pair[0]}, λ = {pair[1]:g}"
 
 
-def read_runs(folders: tuple[Path, ...], unfinished: bool) -> tuple[Runs, list[Run], dict[str, str]]:
+def read(path: Path) -> list[Run]:
+    """The runs of LOG.csv, or of the run folders and the logs in a folder, that have been evaluated or diverged."""
+    logs = [path] if path.suffix == ".csv" else [log for log in sorted(path.glob("*.csv")) if args_path(log).exists()]
+    runs = [run for log in logs for run in read_tidy(log)]
+    runs += [read_folder(file.parent) for file in sorted(path.glob("*/args.json"))]
+    return [run for run in runs if len(run.scores[1]) or run.status == "diverged"]
+
+
+def group_runs(runs: Iterable[Run], unfinished: bool) -> tuple[Runs, list[Run], dict[str, str]]:
     """The runs that count, by dataset and method; those still going that do not; and the flags that a dataset's runs share."""
-    paths = sorted(path.parent for folder in folders for path in folder.glob("*/args.json"))
     by_dataset = defaultdict(list)
-    for run in map(read_run, paths):
-        if run is not None:
-            by_dataset[run.dataset].append(run)
+    for run in runs:
+        by_dataset[run.dataset].append(run)
     flags = {dataset: name_methods(runs) for dataset, runs in by_dataset.items()}
     rank = ("unfinished", "diverged", "finished")
     best: dict[tuple, Run] = {}
     for runs in by_dataset.values():
-        for run in sorted(runs, key=lambda run: (rank.index(run.status), run.folder.name)):
+        for run in sorted(runs, key=lambda run: rank.index(run.status)):
             best[run.dataset, run.method, run.seed] = run  # of several attempts the finished, then the newest
     grouped, left_out = defaultdict(list), []
     for (dataset, method, _), run in sorted(best.items(), key=lambda item: (item[0][0], method_order(item[0][1]), item[0][2])):
@@ -232,6 +339,12 @@ def method_order(method: Method) -> tuple:
     return method.pair is None, method.variant, pair[0], -pair[1], method.name
 
 
+def datasets(runs: Runs) -> dict[str, Runs]:
+    """The runs of each dataset."""
+    names = dict.fromkeys(dataset for dataset, _ in runs)
+    return {name: {key: group for key, group in runs.items() if key[0] == name} for name in names}
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
@@ -239,7 +352,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def number(value: float) -> str:
-    text = f"{value:.1f}"
+    text = f"{value:.1f}" if abs(value) < 1e4 else f"{value:.1e}"
     return "0.0" if text == "-0.0" else text
 
 
@@ -253,10 +366,28 @@ def mean_and_std(runs: list[Run], value: Callable[[Run], float]) -> str:
 
 def each_seed(runs: list[Run], value: Callable[[Run], float]) -> str:
     def text(run: Run) -> str:
-        reached = f" (iteration {run.evaluations['iteration'][-1]:.0f})" if run.status == "unfinished" else ""
+        reached = f" (iteration {run.rows[-1]['iteration']})" if run.status == "unfinished" else ""
         return f"{run.seed}: " + ("-" if run.status == "diverged" else number(value(run)) + reached)
 
     return ", ".join(text(run) for run in runs)
+
+
+def largest_ratios(runs: list[Run]) -> list[float]:
+    """The largest mean Q over its bound of each run; empty where the bound is not known."""
+    ratios = [run.curve(RATIO)[1] for run in runs]
+    return [ratio.max() for ratio in ratios if len(ratio)]
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}" if ratio < 1e4 else f"{ratio:.1e}"
+
+
+def bound_of_each_seed(runs: list[Run]) -> str:
+    def text(run: Run) -> str:
+        passed = f" (from {run.bound_passed})" if run.bound_passed else ""
+        return ", ".join(f"{run.seed}: {ratio_text(ratio)}{passed}" for ratio in largest_ratios([run]))
+
+    return ", ".join(filter(None, map(text, runs)))
 
 
 LAST_SCORE, MEAN_SCORE, VALUE_GAP, SECONDS = map(attrgetter, ("last", "mean_of_last", "value_gap", "seconds_per_iteration"))
@@ -265,31 +396,75 @@ LAST_SCORE, MEAN_SCORE, VALUE_GAP, SECONDS = map(attrgetter, ("last", "mean_of_l
 def seeds_section(runs: Runs, left_out: list[Run], flags: dict[str, str]) -> str:
     """Every seed of every dataset and method."""
     text = ["## Every seed", SEEDS_TEXT]
-    header = ["method", "last iteration", "each seed", f"mean of the last {LAST}", "each seed", "value gap", "s per iteration"]
-    for dataset in dict.fromkeys(dataset for dataset, _ in runs):
-        groups = {method: group for (d, method), group in runs.items() if d == dataset}
+    header = ["method", "last iteration", "each seed", f"mean of the last {LAST}", "each seed", "value gap", "Q / bound"]
+    header += ["s per iteration"]
+    for dataset, groups in datasets(runs).items():
         rows = []
-        for method, group in groups.items():
+        for (_, method), group in groups.items():
             row = [method.name, mean_and_std(group, LAST_SCORE), each_seed(group, LAST_SCORE)]
             row += [mean_and_std(group, MEAN_SCORE), each_seed(group, MEAN_SCORE)]
-            no_critic = is_behaviour_cloning(group[0].args)
-            rows.append(row + ["", ""] if no_critic else [*row, mean_and_std(group, VALUE_GAP), mean_and_std(group, SECONDS)])
+            values = [mean_and_std(group, VALUE_GAP), bound_of_each_seed(group), mean_and_std(group, SECONDS)]
+            rows.append(row + (["", "", ""] if is_behaviour_cloning(group[0].args) else values))
         trained = [run for group in groups.values() for run in group if not is_behaviour_cloning(run.args)]
         iterations = sorted({run.args["total_iterations"] for run in trained})
         line = f"Iterations: {', '.join(map(str, iterations))}." if iterations else ""
         line += f" All runs with `{flags[dataset]}`." if flags[dataset] else ""
         text += [f"### {dataset}", line.strip(), table(header, rows)]
     for run in left_out:
-        reached = f"{run.evaluations['iteration'][-1]:.0f} of {run.args['total_iterations']}"
+        reached = f"{run.rows[-1]['iteration']} of {run.args['total_iterations']}"
         what = f"{run.dataset}, {run.method.name}, seed {run.seed}"
         text.append(f"Not counted, still at iteration {reached}: {what}, score {number(run.last)}.")
     return "\n\n".join(filter(None, text))
 
 
+def or_random(run: Run, value: Callable[[Run], float]) -> float:
+    """0, the score of a random policy, for a run that diverged."""
+    return 0.0 if run.status == "diverged" else value(run)
+
+
+def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
+    """Of a two-sided permutation test that the mean of the last 10 is another one; exact for a few seeds."""
+    if group is reference or min(len(group), len(reference)) < 2:
+        return ""
+    scores = [[or_random(run, MEAN_SCORE) for run in runs] for runs in (group, reference)]
+    test = partial(permutation_test, statistic=lambda x, y: np.mean(x) - np.mean(y), n_resamples=samples, rng=0)
+    return f"{test(scores).pvalue:.2g}"
+
+
+def summary_table(runs: Runs, samples: int) -> str:
+    """The table of one dataset in results.md; p compares with its first row."""
+    seeds = sorted({run.seed for group in runs.values() for run in group})
+    header = [f"mean of the last {LAST}", *(f"seed {seed}" for seed in seeds), "median", "mean ± std", "p", "last iteration"]
+    header += ["value gap", "largest Q / bound", "passes the bound"]
+    rows = []
+    reference = next(iter(runs.values()))
+    for (_, method), group in runs.items():
+        scores = {run.seed: "-" if run.status == "diverged" else number(run.mean_of_last) for run in group}
+        median = np.median([or_random(run, MEAN_SCORE) for run in group])
+        row = [method.name, *(scores.get(seed, "") for seed in seeds), number(median), mean_and_std(group, MEAN_SCORE)]
+        row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
+        ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
+        if is_behaviour_cloning(group[0].args):
+            row += ["", "", ""]
+        else:
+            row += [mean_and_std(group, VALUE_GAP)]
+            row += [" to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""]
+            row += [f"{len(passed)} of {len(group)}" + (f", from iteration {min(passed)}" if passed else "")]
+        rows.append(row)
+    return table(header, rows)
+
+
+def refresh_tables(page: str, runs: Runs, samples: int) -> str:
+    """The page with its tables made again."""
+    for dataset, groups in datasets(runs).items():
+        made = f"<!-- {dataset} -->\n\n{summary_table(groups, samples)}\n\n<!-- end -->"
+        page = re.sub(rf"<!-- {re.escape(dataset)} -->.*?<!-- end -->", lambda _, made=made: made, page, flags=re.S)
+    return page
+
+
 def published() -> dict[str, dict[str, str]]:
     """The preprint's Tables 1 and 3 and OfflineRL-Kit's scores, by dataset and column."""
-    with (Path(__file__).parent / "published.csv").open(newline="") as file:
-        return {row["dataset"]: row for row in csv.DictReader(file)}
+    return {row["dataset"]: row for row in read_csv(Path(__file__).parent / "published.csv")}
 
 
 def find(runs: Runs, dataset: str, pair: tuple[int, float], variant: str) -> list[Run]:
@@ -309,7 +484,8 @@ def paper_sections(runs: Runs, flags: dict[str, str]) -> list[str]:
     for variant in sorted(variants & {"", "JAX"}):
         rows1, rows3, missing = [], [], []
         for dataset, reference in references.items():
-            best = find(runs, dataset, PAPER_HYPERPARAMETERS[dataset], variant)
+            theirs = {pair: reference[f"{pair[0]}, {pair[1]:g}"] for pair in TABLE3_PAIRS}
+            best = find(runs, dataset, next(pair for pair in TABLE3_PAIRS if theirs[pair] == reference["RAMBO"]), variant)
             if best:
                 ours = [mean_and_std(best, LAST_SCORE), mean_and_std(best, MEAN_SCORE), each_seed(best, LAST_SCORE)]
                 rows1.append([dataset, reference["RAMBO"], *ours, *(reference[name] for name in names)])
@@ -318,8 +494,7 @@ def paper_sections(runs: Runs, flags: dict[str, str]) -> list[str]:
             groups = [find(runs, dataset, pair, variant) for pair in TABLE3_PAIRS]
             if any(groups):
                 ours = [mean_and_std(group, LAST_SCORE) if group else "not run" for group in groups]
-                theirs = [reference[f"{k}, {adv_weight:g}"] for k, adv_weight in TABLE3_PAIRS]
-                rows3.append([dataset, *(f"{a} ({b})" for a, b in zip(ours, theirs, strict=True))])
+                rows3.append([dataset, *(f"{a} ({b})" for a, b in zip(ours, theirs.values(), strict=True))])
         suffix = f" ({variant})" if variant else ""
         text += [f"## The preprint's Table 1{suffix}", TABLE1_TEXT, table(header1, rows1)]
         text += [f"{dataset}: all runs with `{flags[dataset]}`." for dataset in references if flags.get(dataset)]
@@ -331,52 +506,47 @@ def paper_sections(runs: Runs, flags: dict[str, str]) -> list[str]:
 
 # --- aggregate statistics ---------------------------------------------------------------------------------------------
 def aggregate_section(runs: Runs, samples: int) -> str:
-    """rliable's interquartile mean and probability of improvement, with stratified bootstrap intervals."""
+    """rliable's interquartile mean, with stratified bootstrap intervals, and probability of improvement, on the datasets and
+    methods that make the largest table without a hole."""
     methods_of: dict[str, set[Method]] = defaultdict(set)
     for (dataset, method), group in runs.items():
-        if is_d4rl_id(group[0].args["env_id"]):
+        if any(run.is_normalised for run in group):
             methods_of[dataset].add(method)
-    most = max(map(len, methods_of.values()), default=0)
-    datasets = [dataset for dataset, methods in methods_of.items() if len(methods) == most]
-    methods = sorted(set.intersection(*map(methods_of.get, datasets)), key=method_order) if datasets else []
+    tables = [(methods, [name for name in methods_of if methods <= methods_of[name]]) for methods in methods_of.values()]
+    methods, names = max(tables, key=lambda table: len(table[0]) * len(table[1]), default=((), ()))
+    methods = sorted(methods, key=method_order)
     if len(methods) < 2:
         return "## Aggregate statistics\n\nThey need two methods on the same dataset with normalised scores."
-    seeds = {method: min(len(runs[dataset, method]) for dataset in datasets) for method in methods}
+    seeds = {method: min(len(runs[dataset, method]) for dataset in names) for method in methods}
 
     def matrix(method: Method, value: Callable[[Run], float]) -> np.ndarray:
-        groups = [runs[dataset, method][: seeds[method]] for dataset in datasets]
-        return np.array([[0.0 if run.status == "diverged" else value(run) for run in group] for group in groups]).T
-
-    def estimate(scores: dict, function: Callable) -> tuple[dict, dict]:
-        np.random.seed(0)  # rliable draws from numpy's global generator
-        return get_interval_estimates(scores, function, reps=samples)
+        groups = [runs[dataset, method][: seeds[method]] for dataset in names]
+        return np.array([[or_random(run, value) for run in group] for group in groups]).T
 
     rows: dict[str, list[str]] = {method.name: [str(seeds[method])] for method in methods}
     for value in (LAST_SCORE, MEAN_SCORE):
         scores = {method.name: matrix(method, value) for method in methods}
-        points, intervals = estimate(scores, lambda x: np.array([aggregate_iqm(x)]))
+        np.random.seed(0)  # rliable draws from numpy's global generator
+        points, intervals = get_interval_estimates(scores, lambda x: np.array([aggregate_iqm(x)]), reps=samples)
         for name, row in rows.items():
             low, high = intervals[name].ravel()
             interval = f" ({low:.1f} to {high:.1f})" if row[0] != "1" else ""  # one seed has none
             row.append(f"{points[name].item():.1f}{interval}")
     reference = next((method for method in methods if method.pair == (5, 3e-4)), methods[0])
-    others = [method for method in methods if method is not reference]
-    pairs = {method.name: (matrix(reference, MEAN_SCORE), matrix(method, MEAN_SCORE)) for method in others}
-    points, intervals = estimate(pairs, probability_of_improvement)
-    for method in others:
-        low, high = intervals[method.name].ravel()
-        several = min(seeds[reference], seeds[method]) > 1
-        rows[method.name].append(f"{points[method.name]:.2f} ({low:.2f} to {high:.2f})" if several else "")
-        per_seed = [scores.mean(1) for scores in pairs[method.name]]  # over the datasets
+    for method in methods:
+        if method is reference or min(seeds[reference], seeds[method]) < 2:
+            rows[method.name] += ["", ""]
+            continue
+        scores = matrix(reference, MEAN_SCORE), matrix(method, MEAN_SCORE)
+        per_seed = [score.mean(1) for score in scores]  # over the datasets
         difference = partial(permutation_test, statistic=lambda x, y: x.mean() - y.mean(), n_resamples=samples, rng=0)
-        rows[method.name].append(f"{difference(per_seed).pvalue:.3f}" if several else "")
-    rows[reference.name] += ["", ""]
+        rows[method.name] += [f"{probability_of_improvement(*scores):.2f}", f"{difference(per_seed).pvalue:.3f}"]
     header = ["method", "seeds", "IQM, last iteration", f"IQM, mean of the last {LAST}", f"P({reference.name} is better)", "p"]
     return f"""## Aggregate statistics
 
-Over {", ".join(datasets)}; in brackets 95 % stratified bootstrap intervals (rliable). P is the probability of a higher mean of
-the last {LAST} evaluations. Few seeds: the intervals are too narrow; so p, of a two-sided permutation test that the same mean
-differs (exact up to {samples} permutations of the seeds). A diverged run counts as 0, a random policy.
+Over {", ".join(names)}; in brackets 95 % stratified bootstrap intervals (rliable). P is the probability of a higher mean of
+the last {LAST} evaluations, p of a two-sided permutation test that the same mean differs (exact up to {samples} permutations
+of the seeds): with few seeds the intervals are too narrow. A diverged run counts as 0, a random policy.
 
 {table(header, [[name, *row] for name, row in rows.items()])}"""
 
@@ -386,30 +556,23 @@ differs (exact up to {samples} permutations of the seeds). A diverged run counts
 class Verdict:
     pair: tuple[int, float]
     mean_q: float  # over window and seeds
-    largest_q: float  # |Q| of a batch, mean over the window, the worst seed
     variation: float  # std over |mean| in the window, the worst seed
     problem: str  # empty: the pair may be chosen
 
 
-def q_limit(env_id: str, gamma: float) -> float:
-    """What the rewards allow: the value of earning, for ever, what D4RL's expert earns in a step. Infinite if unknown."""
-    return REFERENCE_RETURNS[env_id.split("-")[0]][1] / 1000 / (1 - gamma) if is_d4rl_id(env_id) else math.inf
-
-
 def judge(pair: tuple[int, float], runs: list[Run]) -> Verdict:
-    """Looks at the Q-values of metrics.csv only."""
+    """Looks at the Q-values only."""
     if any(run.status == "diverged" for run in runs):
-        return Verdict(pair, math.nan, math.nan, math.nan, "diverged")
-    means, largest, variations = [], [], []
+        return Verdict(pair, math.nan, math.nan, "diverged")
+    means, ratios, variations = [], [], []
     for run in runs:
-        q, max_q = run.metrics["losses/qf_values"], run.metrics["losses/max_abs_qf_value"]
+        q = run.curve("losses/qf_values")[1]
         window = max(LAST, round(WINDOW * len(q)))
         means.append(q[-window:].mean())
-        largest.append(max_q[-window:].mean())
+        ratios.append(run.curve(RATIO)[1][-window:].sum() / window)  # 0 where it is not known
         variations.append(q[-window:].std() / max(abs(means[-1]), 1e-6))
-    verdict = Verdict(pair, float(np.mean(means)), float(max(largest)), float(max(variations)), "")
-    limit = q_limit(runs[0].args["env_id"], runs[0].args["gamma"])
-    if max(means) > limit or verdict.largest_q > LIMIT_MARGIN * limit:
+    verdict = Verdict(pair, float(np.mean(means)), float(max(variations)), "")
+    if max(ratios) > 1:
         verdict.problem = "Q above what the rewards allow"
     elif verdict.variation > MAX_VARIATION:
         verdict.problem = "Q still varies"
@@ -442,8 +605,7 @@ def choice_section(runs: Runs) -> str:
             remark = verdict.problem or "less pessimistic"
             if verdict is chosen:
                 remark = f"**chosen** ({verdict.problem}: none passes)" if verdict.problem else "**chosen**"
-            q = [number(verdict.mean_q), number(verdict.largest_q), f"{verdict.variation:.1%}"]
-            q = ["-"] * 3 if math.isnan(verdict.mean_q) else q
+            q = ["-"] * 2 if math.isnan(verdict.mean_q) else [number(verdict.mean_q), f"{verdict.variation:.1%}"]
             rows.append([name, pair_name(verdict.pair), *q, remark, mean_and_std(groups[verdict.pair], LAST_SCORE)])
         if chosen is None:
             choices.append([name, "none: all diverged", *["-"] * 4])
@@ -457,66 +619,76 @@ def choice_section(runs: Runs) -> str:
         return "\n\n".join([*text, "No dataset here has two pairs."])
     text.append(table(["dataset", "chosen offline", "its score", "best", "its score", "regret"], choices))
     text += [f"Mean regret: {number(np.mean(regrets))}."] if regrets else []
-    text.append(table(["dataset", "pair", "mean Q", "largest \\|Q\\|", "variation of Q", "verdict", "score"], rows))
+    text.append(table(["dataset", "pair", "mean Q", "variation of Q", "verdict", "score"], rows))
     return "\n\n".join(text)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
-Curve = Callable[[Run], tuple[np.ndarray, np.ndarray]]
+def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Method, str]) -> None:
+    """Thin: each seed, thick: their mean where all were evaluated; dotted: behaviour cloning. Without a column the score."""
+    for (_, method), group in groups.items():
+        curves = [(x, y) for x, y in (run.curve(column) if column else run.scores for run in group) if len(x)]
+        if curves and is_behaviour_cloning(group[0].args):
+            axis.axhline(np.mean([y[0] for _, y in curves]), color=colors[method], linestyle=":", linewidth=1.5)
+        elif curves:
+            for x, y in curves:
+                axis.plot(x, y, color=colors[method], linewidth=0.6, alpha=0.4)
+            shared = reduce(np.intersect1d, [x for x, _ in curves])
+            axis.plot(shared, np.mean([y[np.isin(x, shared)] for x, y in curves], 0), color=colors[method], linewidth=1.8)
+    if np.abs(axis.dataLim.intervaly).max() > 1e4:  # a value that ran away
+        axis.set_yscale("symlog")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("iteration")
+    axis.grid(alpha=0.3)
 
 
-def draw(runs: Runs, path: Path, label: str, curve: Curve, line: float | None = None) -> None:
-    """One panel a dataset; thin: each seed, thick: their mean as far as all have come. Behaviour cloning: a dotted line."""
-    datasets = list(dict.fromkeys(dataset for dataset, _ in runs))
-    methods = sorted({method for _, method in runs}, key=method_order)
-    colors = {method: f"C{i}" for i, method in enumerate(methods)}
-    columns = 2 if len(datasets) == 4 else min(3, len(datasets))
-    lines = math.ceil(len(datasets) / columns)
-    size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(methods) + 0.3)
-    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, facecolor="white", layout="constrained")
-    for axis, dataset in zip(axes.flat, datasets, strict=False):
-        for method, group in ((m, g) for (d, m), g in runs.items() if d == dataset):
-            curves = [(x, y) for x, y in map(curve, group) if len(x)]
-            if curves and all(len(x) == 1 for x, _ in curves):
-                axis.axhline(np.mean([y[0] for _, y in curves]), color=colors[method], linestyle=":", linewidth=1.5)
-            elif curves:
-                for x, y in curves:
-                    axis.plot(x, y, color=colors[method], linewidth=0.6, alpha=0.4)
-                shortest = min((x for x, _ in curves), key=len)
-                mean = np.mean([y[: len(shortest)] for _, y in curves], 0)
-                axis.plot(shortest, mean, color=colors[method], linewidth=1.8)
-        if line is not None:
-            axis.axhline(line, color="0.3", linewidth=0.8)
-        if max(map(abs, axis.dataLim.intervaly)) > 1e4:  # a diverging run
-            axis.set_yscale("symlog")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=dataset, xlabel="iteration", ylabel=label)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(datasets) :]:
-        axis.remove()
-    styles = {method: ":" if is_behaviour_cloning(group[0].args) else "-" for (_, method), group in runs.items()}
+def save(figure: plt.Figure, methods: list[Method], styles: dict[Method, str], colors: dict[Method, str], path: Path) -> None:
     handles = [plt.Line2D([], [], color=colors[method], linestyle=styles[method], label=method.name) for method in methods]
-    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(methods) < 4 else 2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
 
 
 def draw_all(runs: Runs, folder: Path) -> None:
-    """learning_curves.png, value_gap.png and q_values.png."""
-
-    def column(table: str, key: str) -> Curve:
-        return lambda run: tuple(getattr(run, table).get(name, np.empty(0)) for name in ("iteration", key))
-
-    draw(runs, folder / "learning_curves.png", "score", lambda run: (run.evaluations.get("iteration", run.scores), run.scores))
-    trained = {key: group for key, group in runs.items() if not is_behaviour_cloning(group[0].args)}
-    if trained:  # behaviour cloning has no critic
-        draw(trained, folder / "value_gap.png", "value gap", column("evaluations", "value_gap"), line=0.0)
-        draw(trained, folder / "q_values.png", "mean Q", column("metrics", "losses/qf_values"))
+    """learning_curves.png of all datasets; of each dataset DATASET.png: score, value gap and Q over its bound."""
+    methods = sorted({method for _, method in runs}, key=method_order)
+    styles = {method: ":" if is_behaviour_cloning(group[0].args) else "-" for (_, method), group in runs.items()}
+    colors = {method: f"C{i % 10}" for i, method in enumerate(methods)}
+    by_dataset = datasets(runs)
+    columns = 2 if len(by_dataset) == 4 else min(3, len(by_dataset))
+    lines = math.ceil(len(by_dataset) / columns)
+    size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(methods) + 0.3)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, facecolor="white", layout="constrained")
+    for axis, (dataset, groups) in zip(axes.flat, by_dataset.items(), strict=False):
+        draw_panel(axis, groups, None, colors)
+        axis.set(title=dataset, ylabel="score")
+    for axis in axes.flat[len(by_dataset) :]:
+        axis.remove()
+    save(figure, methods, styles, colors, folder / "learning_curves.png")
+    for dataset, groups in by_dataset.items():
+        figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), facecolor="white", layout="constrained")
+        trained = {key: group for key, group in groups.items() if styles[key[1]] == "-"}  # behaviour cloning has no critic
+        panels = (
+            ("score", None, groups, None),
+            ("value gap", "charts/value_gap", trained, 0),
+            ("mean Q / largest possible value", RATIO, trained, 1),
+        )
+        for axis, (label, column, chosen, line) in zip(axes, panels, strict=True):
+            draw_panel(axis, chosen, column, colors)
+            axis.set_ylabel(label)
+            if line is not None:
+                axis.axhline(line, color="0.3", linewidth=0.8)
+        name = re.sub(r"[^\w.-]+", "_", dataset)
+        save(figure, [method for _, method in groups], styles, colors, folder / f"{name}.png")
 
 
 def main(args: Args) -> None:
-    runs, left_out, flags = read_runs(args.runs, args.unfinished)
+    sys.stdout.reconfigure(encoding="utf-8")  # λ, whatever a pipe's encoding is
+    if args.tidy is not None:
+        return add_to_tidy(args)
+    found = [run for path in args.runs for run in read(path)]
+    runs, left_out, flags = group_runs(found, args.unfinished)
     if not runs:
         sys.exit(f"no run that has ended in {', '.join(map(str, args.runs))} (--unfinished counts those that have not)")
     counts = Counter(run.status for group in runs.values() for run in group)
@@ -529,9 +701,12 @@ def main(args: Args) -> None:
         print(text, end="")
     else:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text)
+        args.output.write_text(text, encoding="utf-8")
     if args.figures is not None:
         draw_all(runs, args.figures)
+    if args.tables is not None:
+        page = refresh_tables(args.tables.read_text(encoding="utf-8"), runs, args.bootstrap_samples)
+        args.tables.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

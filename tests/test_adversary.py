@@ -94,7 +94,7 @@ def test_the_sampled_model_gradient_is_that_of_the_value(seed, baseline):
 
     s, outcomes, mass = mdp.sample(n, seed)
     batch = mdp.batch(s, outcomes)
-    weights = rambo.advantages(mdp.agent(), batch, GAMMA)
+    weights = rambo.compute_advantages(mdp.agent(), batch, GAMMA)
     if baseline == "none":
         weights = weights + mdp.q_values(mdp.theta)[s, mdp.policy[s]]
     # Each sample's gradient: its weight times (one-hot of its outcome - probabilities), in its row of theta
@@ -118,7 +118,7 @@ def test_the_adversarial_loss_has_that_gradient_and_a_step_down_it_lowers_the_va
     exact_theta = mdp.theta.clone().requires_grad_()
     exact = torch.autograd.grad(mdp.value(exact_theta), exact_theta)[0]
     s, outcomes, mass = mdp.sample(n, seed)
-    advantage = rambo.advantages(mdp.agent(), mdp.batch(s, outcomes), GAMMA)
+    advantage = rambo.compute_advantages(mdp.agent(), mdp.batch(s, outcomes), GAMMA)
 
     theta = mdp.theta.clone().requires_grad_()
     log_prob = theta.log_softmax(-1)[s, mdp.policy[s], outcomes]
@@ -154,7 +154,7 @@ def test_the_gradient_of_an_elite_mixture_is_that_of_the_value():
     # The row's own state is where V is 0, so that the baseline Q(s, a) is 0
     zeros = torch.zeros(n, 2, dtype=torch.float64)
     batch = rambo.Batch(zeros, zeros, sample[:, -1], sample[:, :-1], torch.zeros(n, dtype=torch.float64))
-    advantage = rambo.advantages(agent, batch, gamma)
+    advantage = rambo.compute_advantages(agent, batch, gamma)
 
     gradients = []
     for part in range(40):  # the spread over parts of the sample gives the standard error
@@ -200,18 +200,18 @@ def test_mixture_log_prob_is_the_plain_computation():
 
 
 @pytest.mark.parametrize("level", [-20.0, -12.0, 10.0, 40.0])
-@pytest.mark.parametrize("distance", [0.0, 5.0])
-def test_mixture_log_prob_is_finite_at_extreme_log_variances(level, distance):
+def test_mixture_log_prob_is_finite_at_extreme_log_variances(level):
     """18 dimensions at these scales over- and underflow as float32 densities by hundreds of orders of magnitude."""
-    generator = torch.Generator().manual_seed(1)
-    mean = torch.randn(5, 16, 18, generator=generator).requires_grad_()
-    log_var = torch.full((5, 16, 18), level).requires_grad_()
-    sample = mean[0].detach() + distance
-    log_prob = rambo.mixture_log_prob(mean, log_var, sample)
-    expected = plain_mixture_log_prob(mean.detach(), log_var.detach(), sample)
-    np.testing.assert_allclose(log_prob.detach(), expected, rtol=1e-4)
-    log_prob.sum().backward()
-    assert torch.isfinite(mean.grad).all() and torch.isfinite(log_var.grad).all()
+    for distance in (0.0, 5.0):
+        generator = torch.Generator().manual_seed(1)
+        mean = torch.randn(5, 16, 18, generator=generator).requires_grad_()
+        log_var = torch.full((5, 16, 18), level).requires_grad_()
+        sample = mean[0].detach() + distance
+        log_prob = rambo.mixture_log_prob(mean, log_var, sample)
+        expected = plain_mixture_log_prob(mean.detach(), log_var.detach(), sample)
+        np.testing.assert_allclose(log_prob.detach(), expected, rtol=1e-4)
+        log_prob.sum().backward()
+        assert torch.isfinite(mean.grad).all() and torch.isfinite(log_var.grad).all()
 
 
 def test_the_adversarial_loss_is_the_plain_one_and_normalises_advantages():
@@ -222,6 +222,8 @@ def test_the_adversarial_loss_is_the_plain_one_and_normalises_advantages():
     assert rambo.adversarial_loss(log_prob, advantage).item() == pytest.approx(expected, rel=1e-5)
     assert rambo.adversarial_loss(log_prob, 100 * advantage - 7).item() == pytest.approx(expected, rel=1e-4)
     assert rambo.adversarial_loss(log_prob, torch.full((50,), 3.0)).item() == 0, "no division by zero"
+    plain = np.mean(x * log_prob.double().numpy())
+    assert rambo.adversarial_loss(log_prob, advantage, norm_adv=False).item() == pytest.approx(plain, rel=1e-5)
 
 
 def test_advantages_are_the_plain_computation_and_a_terminal_has_no_future():
@@ -231,7 +233,7 @@ def test_advantages_are_the_plain_computation_and_a_terminal_has_no_future():
         parameter.data.zero_()
     observations, next_observations = torch.randn(2, 40, 3)
     batch = rambo.Batch(observations, torch.rand(40, 2), torch.randn(40), next_observations, (torch.arange(40) % 2).float())
-    result = rambo.advantages(agent, batch, 0.9)
+    result = rambo.compute_advantages(agent, batch, 0.9)
     assert not result.requires_grad
     with torch.no_grad():
         next_q = agent.critic(next_observations, torch.tanh(agent.actor(next_observations)[0]))
@@ -256,47 +258,52 @@ def world():
     torch.manual_seed(4)
     agent, dynamics = rambo.Agent(OBS_DIM, ACTION_DIM, 1.0), rambo.Dynamics(NUM_ELITES, OBS_DIM, ACTION_DIM, 16)
     observations, restarts = torch.randn(2, BATCH, OBS_DIM)
-    real = rambo.split_rows(torch.randn(NUM_ELITES, BATCH, 2 * OBS_DIM + ACTION_DIM + 2), OBS_DIM, ACTION_DIM)
+    real = rambo.split_rows(torch.randn(NUM_ELITES, BATCH, 2 * OBS_DIM + ACTION_DIM + 2), OBS_DIM)
     return SimpleNamespace(agent=agent, dynamics=dynamics, observations=observations, restarts=restarts, real=real)
 
 
-def update(world, monkeypatch, adv_weight, terminated=never, seed=5):
+def update(world, monkeypatch, adv_weight, terminated=never, seed=5, norm_adv=True):
     """One plain gradient step of size 1. Returns the new parameters, the imagined batch, its advantages, the outputs."""
     dynamics, seen = copy.deepcopy(world.dynamics), []
-    original = rambo.advantages.__wrapped__ if hasattr(rambo.advantages, "spied") else rambo.advantages
+    original = rambo.compute_advantages
 
     def spy(agent, batch, gamma):
         seen.append((batch, original(agent, batch, gamma)))
         return seen[-1][1]
 
-    spy.spied, spy.__wrapped__ = True, original
-    monkeypatch.setattr(rambo, "advantages", spy)
     optimizer = torch.optim.SGD(dynamics.parameters(), lr=1.0)
-    args = rambo.Args(adv_weight=adv_weight, gamma=0.9, num_elites=NUM_ELITES)
-    torch.manual_seed(seed)
-    next_observations, metrics = rambo.adversarial_update(
-        agent=world.agent, dynamics=dynamics, optimizer=optimizer, observations=world.observations, restarts=world.restarts,
-        real=world.real, terminated=terminated, args=args,
-    )  # fmt: skip
-    parameters = torch.cat([p.detach().flatten() for p in dynamics.parameters()])
-    metrics = dict(zip(rambo.MODEL_METRICS, metrics.tolist(), strict=True))
+    args = rambo.Args(adv_weight=adv_weight, gamma=0.9, num_elites=NUM_ELITES, norm_adv=norm_adv)
+    generator = torch.Generator().manual_seed(seed)
+    elites = torch.randint(NUM_ELITES, (len(world.observations),), generator=generator)
+    noise = torch.randn(len(elites), ACTION_DIM + OBS_DIM + 1, generator=generator)
+    with monkeypatch.context() as patch:
+        patch.setattr(rambo, "compute_advantages", spy)
+        next_observations, metrics = rambo.update_model(
+            agent=world.agent, dynamics=dynamics, optimizer=optimizer, observations=world.observations,
+            restarts=world.restarts, real=world.real, elites=elites, noise=noise, terminated=terminated, args=args,
+        )  # fmt: skip
+    ((batch, advantage),) = seen
     return SimpleNamespace(
-        parameters=parameters, batch=seen[0][0], advantage=seen[0][1], next_observations=next_observations, metrics=metrics
-    )
+        parameters=flat(dynamics.parameters()), batch=batch, advantage=advantage, elites=elites, noise=noise,
+        next_observations=next_observations, metrics={name: value.item() for name, value in metrics.items()},
+    )  # fmt: skip
 
 
 def flat(tensors):
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
-def test_the_update_descends_lambda_times_adversarial_plus_supervised_loss(world, monkeypatch):
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_the_update_descends_lambda_times_adversarial_plus_supervised_loss(world, monkeypatch, norm_adv):
     """Gradients reach the elites through log-prob and the supervised loss only: all else is a constant here."""
-    step = update(world, monkeypatch, adv_weight=0.5)
+    step = update(world, monkeypatch, adv_weight=0.5, norm_adv=norm_adv)
     dynamics, parameters = world.dynamics, list(world.dynamics.parameters())
     sample = torch.cat([step.batch.next_observations - world.observations, step.batch.rewards[:, None]], 1)
     observations, actions = (x.expand(NUM_ELITES, -1, -1) for x in (world.observations, step.batch.actions))
     log_prob = rambo.mixture_log_prob(*dynamics(observations, actions), sample)
-    weights = (step.advantage - step.advantage.mean()) / (step.advantage.std(correction=0) + 1e-6)
+    weights = step.advantage
+    if norm_adv:
+        weights = (weights - weights.mean()) / (weights.std(correction=0) + 1e-6)
     adversarial = torch.autograd.grad((weights * log_prob).mean(), parameters, allow_unused=True)
     predictions, targets = dynamics(world.real.observations, world.real.actions), rambo.model_targets(world.real)
     nll = rambo.supervised_loss(dynamics, *predictions, targets)
@@ -306,12 +313,15 @@ def test_the_update_descends_lambda_times_adversarial_plus_supervised_loss(world
     torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-5)
     assert (0.5 * flat(adversarial)).norm() > 0.1 * flat(supervised).norm(), "both terms count in this test"
 
-    assert step.metrics["supervised_loss"] == pytest.approx(nll.item(), rel=1e-5)
-    assert step.metrics["adversarial_loss"] == pytest.approx((weights * log_prob).mean().item(), rel=1e-3)
-    assert step.metrics["log_prob"] == pytest.approx(log_prob.mean().item(), rel=1e-4)
-    assert step.metrics["advantage_mean"] == pytest.approx(step.advantage.mean().item(), rel=1e-4)
-    assert step.metrics["advantage_std"] == pytest.approx(step.advantage.std(correction=0).item(), rel=1e-4)
-    assert step.metrics["grad_norm"] == pytest.approx(expected.norm().item(), rel=1e-3)
+    expected = {
+        "model/supervised_loss": nll.item(),
+        "model/adversarial_loss": (weights * log_prob).mean().item(),
+        "model/advantage_mean": step.advantage.mean().item(),
+        "model/advantage_std": step.advantage.std(correction=0).item(),
+        "model/log_prob": log_prob.mean().item(),
+        "model/grad_norm": expected.norm().item(),
+    }
+    assert step.metrics == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_agent_is_left_alone(world, monkeypatch):
@@ -343,39 +353,23 @@ def test_a_step_lowers_the_probability_of_better_than_average_transitions(world,
     assert change[better].mean() < 0 < change[~better].mean()
 
 
-def test_imagined_actions_come_from_the_stochastic_policy_and_next_states_from_random_elites(world, monkeypatch):
-    with torch.no_grad():  # elites that add 0, 10, 20, ... to every state, with next to no noise
-        world.dynamics.layers[-1].weight.zero_()
-        world.dynamics.layers[-1].bias[:, 0, : OBS_DIM + 1] = 10.0 * torch.arange(NUM_ELITES)[:, None]
-        world.dynamics.layers[-1].bias[:, 0, OBS_DIM + 1 :] = -30
-        world.dynamics.min_log_var.fill_(-12.0)
-    world.observations = torch.zeros(2000, OBS_DIM)
-    world.restarts = torch.zeros(2000, OBS_DIM)
-    step = update(world, monkeypatch, adv_weight=1e-6)
-    chosen = (step.batch.next_observations / 10).round()
-    assert (step.batch.next_observations / 10 - chosen).abs().max() < 0.01
-    assert (chosen == chosen[:, :1]).all(), "one elite for all dimensions of a row"
-    assert torch.equal((step.batch.rewards / 10).round(), chosen[:, 0])
-    counts = torch.bincount(chosen[:, 0].long(), minlength=NUM_ELITES)
-    assert len(counts) == NUM_ELITES and (counts - 400).abs().max() < 5 * math.sqrt(400)
-    mean, log_std = world.agent.actor(world.observations[:1])
-    pre_tanh = torch.atanh(step.batch.actions.double())
-    torch.testing.assert_close(pre_tanh.mean(0), mean[0].double().detach(), rtol=0, atol=0.1)
-    torch.testing.assert_close(pre_tanh.std(0), log_std[0].exp().double().detach(), rtol=0.1, atol=0)
-
-
-def test_the_sample_has_the_variance_that_the_model_predicts(world, monkeypatch):
+def test_imagined_actions_and_next_states_are_made_of_the_noise_and_the_drawn_elites(world, monkeypatch):
+    """The policy's action with the first part of the noise; mean and deviation of the row's elite with the rest."""
+    step = update(world, monkeypatch, adv_weight=0.5)
+    assert torch.equal(step.batch.observations, world.observations)
     with torch.no_grad():
-        world.dynamics.layers[-1].weight.zero_()
-        world.dynamics.layers[-1].bias.zero_()
-    world.observations = world.restarts = torch.zeros(4000, OBS_DIM)
-    step = update(world, monkeypatch, adv_weight=1e-6)
-    _, log_var = world.dynamics(torch.zeros(NUM_ELITES, 1, OBS_DIM), torch.zeros(NUM_ELITES, 1, ACTION_DIM))
-    sample = torch.cat([step.batch.next_observations, step.batch.rewards[:, None]], 1)
-    torch.testing.assert_close(sample.std(0), (0.5 * log_var[0, 0]).exp().detach(), rtol=0.06, atol=0)
+        actions, _ = rambo.sample_action(world.agent.actor, world.observations, step.noise[:, :ACTION_DIM])
+        mean, log_var = world.dynamics(world.observations, actions)
+    torch.testing.assert_close(step.batch.actions, actions)
+    sample = torch.cat([step.batch.next_observations - world.observations, step.batch.rewards[:, None]], 1)
+    for row, elite in enumerate(step.elites):
+        expected = mean[elite, row] + torch.exp(0.5 * log_var[elite, row]) * step.noise[row, ACTION_DIM:]
+        torch.testing.assert_close(sample[row], expected, rtol=1e-4, atol=1e-5)
+    assert len(set(step.elites.tolist())) == NUM_ELITES and (mean[0] - mean[1]).abs().min() > 0
 
 
 def test_rows_that_terminate_restart_and_their_future_does_not_count(world, monkeypatch):
+    """The others go on where they are; without a rule that ends them all do."""
     step = update(world, monkeypatch, adv_weight=1.0, terminated=lambda x: x[..., 0] > 0)
     ended = step.batch.next_observations[:, 0] > 0
     assert 0 < ended.sum() < BATCH
@@ -383,3 +377,11 @@ def test_rows_that_terminate_restart_and_their_future_does_not_count(world, monk
     assert torch.equal(step.next_observations[ended], world.restarts[ended])
     assert torch.equal(step.next_observations[~ended], step.batch.next_observations[~ended])
     assert not step.next_observations.requires_grad
+    endless = update(world, monkeypatch, adv_weight=1.0)
+    assert not endless.batch.terminals.any()
+    assert torch.equal(endless.next_observations, endless.batch.next_observations)
+    assert torch.equal(endless.batch.next_observations, step.batch.next_observations)
+    assert torch.equal(endless.advantage[~ended], step.advantage[~ended])
+    with torch.no_grad():
+        values = world.agent.critic(world.observations, step.batch.actions).amin(0)
+    torch.testing.assert_close(step.advantage[ended], (step.batch.rewards - values)[ended])

@@ -35,12 +35,15 @@ def batch():
 
 
 def optimizers(agent):
-    return rambo.Optimizers(
-        actor=torch.optim.Adam(agent.actor.parameters(), lr=ARGS.policy_lr),
-        critic=torch.optim.Adam(agent.critic.parameters(), lr=ARGS.q_lr),
-        alpha=torch.optim.Adam([agent.log_alpha], lr=ARGS.policy_lr),
-        model=torch.optim.Adam([torch.zeros(1)]),
-    )
+    return {
+        "actor": torch.optim.Adam(agent.actor.parameters(), lr=ARGS.policy_lr),
+        "critic": torch.optim.Adam(agent.critic.parameters(), lr=ARGS.q_lr),
+        "alpha": torch.optim.Adam([agent.log_alpha], lr=ARGS.policy_lr),
+    }
+
+
+def draw_noise(seed):
+    return torch.randn(2, BATCH, ACTION_DIM, generator=torch.Generator().manual_seed(seed))
 
 
 def float64(tensor):
@@ -181,10 +184,8 @@ def test_sampled_actions_have_the_density_that_is_reported(agent):
 
 def test_agent_update_moves_each_part_by_its_own_loss(agent, batch):
     before = copy.deepcopy(agent)
-    torch.manual_seed(11)
-    noise = torch.randn(2, BATCH, ACTION_DIM)
-    torch.manual_seed(11)
-    metrics = rambo.agent_update(agent, optimizers(agent), batch, ARGS)
+    noise = draw_noise(11)
+    metrics = rambo.update_agent(agent, optimizers(agent), batch, noise, ARGS)
 
     # By hand, from a copy: critics, then the actor against the new critics, then the temperature, then the targets
     by_hand = copy.deepcopy(before)
@@ -192,12 +193,12 @@ def test_agent_update_moves_each_part_by_its_own_loss(agent, batch):
     qf_loss, values = rambo.critic_loss(by_hand, batch, noise[0], ARGS.gamma)
     by_hand.zero_grad()
     qf_loss.backward()
-    step.critic.step()
+    step["critic"].step()
     critic = copy.deepcopy(by_hand.critic)
     policy_loss, log_probs = rambo.actor_loss(by_hand, batch.observations, noise[1])
     by_hand.zero_grad()
     policy_loss.backward()
-    step.actor.step()
+    step["actor"].step()
     for new, expected in zip(agent.critic.parameters(), critic.parameters(), strict=True):
         torch.testing.assert_close(new, expected)
     for new, expected in zip(agent.actor.parameters(), by_hand.actor.parameters(), strict=True):
@@ -211,14 +212,17 @@ def test_agent_update_moves_each_part_by_its_own_loss(agent, batch):
     change = -ARGS.policy_lr if entropy > -ACTION_DIM else ARGS.policy_lr
     assert (agent.log_alpha - before.log_alpha).item() == pytest.approx(change, rel=1e-3)
 
-    reported = dict(zip(rambo.AGENT_METRICS, metrics.tolist(), strict=True))
-    assert reported["qf_loss"] == pytest.approx(qf_loss.item())
-    assert reported["qf_values"] == pytest.approx(values.mean().item())
-    assert reported["max_abs_qf_value"] == pytest.approx(values.abs().max().item())
-    assert reported["actor_loss"] == pytest.approx(policy_loss.item())
-    assert reported["alpha"] == pytest.approx(0.3)
-    assert reported["entropy"] == pytest.approx(entropy)
-    assert reported["alpha_loss"] == pytest.approx(-math.log(0.3) * (-entropy - ACTION_DIM))
+    expected = {
+        "losses/qf_loss": qf_loss.item(),
+        "losses/qf_values": values.mean().item(),
+        "losses/max_abs_qf_value": values.abs().max().item(),
+        "losses/actor_loss": policy_loss.item(),
+        "losses/alpha_loss": -math.log(0.3) * (-entropy - ACTION_DIM),
+        "losses/alpha": 0.3,
+        "losses/entropy": entropy,
+    }
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected)
+    assert not any(value.requires_grad for value in metrics.values())
 
 
 @pytest.mark.parametrize("log_std, direction", [(-0.2, -1), (-8.0, 1)])
@@ -227,25 +231,22 @@ def test_temperature_falls_when_the_entropy_exceeds_its_target_and_rises_below(a
         agent.actor.fc3.weight.zero_()
         agent.actor.fc3.bias.copy_(torch.tensor([0.0] * ACTION_DIM + [log_std] * ACTION_DIM))
     before = agent.log_alpha.item()
-    metrics = rambo.agent_update(agent, optimizers(agent), batch, ARGS)
-    entropy = metrics[rambo.AGENT_METRICS.index("entropy")].item()
+    entropy = rambo.update_agent(agent, optimizers(agent), batch, draw_noise(11), ARGS)["losses/entropy"].item()
     assert (entropy > -ACTION_DIM) == (direction < 0)
     assert (agent.log_alpha.item() - before) * direction > 0
 
 
 def test_a_fixed_temperature_stays(agent, batch):
     before = agent.log_alpha.item()
-    rambo.agent_update(agent, optimizers(agent), batch, rambo.Args(autotune=False))
+    rambo.update_agent(agent, optimizers(agent), batch, draw_noise(11), rambo.Args(autotune=False))
     assert agent.log_alpha.item() == before
 
 
 def test_the_critics_get_no_gradient_from_the_actor_loss(agent, batch):
     """After the update, what is left in the critics' gradients is that of the Bellman error alone."""
-    torch.manual_seed(12)
-    noise = torch.randn(2, BATCH, ACTION_DIM)
+    noise = draw_noise(12)
     expected = torch.autograd.grad(rambo.critic_loss(agent, batch, noise[0], ARGS.gamma)[0], list(agent.critic.parameters()))
-    torch.manual_seed(12)
-    rambo.agent_update(agent, optimizers(agent), batch, ARGS)
+    rambo.update_agent(agent, optimizers(agent), batch, noise, ARGS)
     for parameter, gradient in zip(agent.critic.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
@@ -274,7 +275,7 @@ def test_behaviour_cloning_recovers_the_mean_and_spread_of_the_data():
     rows = torch.cat([observations, actions, torch.zeros(4000, 1), observations, torch.zeros(4000, 1)], 1)
     rows[::50, 1] = 1.0  # saturated actions have no finite log pi and must do no harm
     actor = rambo.Actor(1, 1)
-    rambo.clone_behaviour(actor, rows, 1, 1, rambo.Args(bc_epochs=15, policy_lr=1e-3))
+    rambo.clone_behaviour(actor, rows, 1, rambo.Args(bc_epochs=15, policy_lr=1e-3))
     x = torch.linspace(-1, 1, 9).unsqueeze(1)
     mean, log_std = actor(x)
     assert (mean - 0.5 * x).abs().max() < 0.35

@@ -1,149 +1,270 @@
-"""Algorithm 1 as main puts it together: which function gets which rows, in which order."""
+"""Algorithm 1 as both scripts put it together: which function gets which rows and random numbers, in which order.
+
+Of the torch script a whole run is watched. Of the JAX script it is train_iteration, with loops in Python instead of compiled
+ones, rollouts that number their rows, and updates that only count how often they were called.
+"""
 
 import inspect
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, pendulum_log, run_here, write_hdf5
 
-import rambo_continuous as rambo
+import rambo_continuous as in_torch
+import rambo_continuous_jax as in_jax
 
-WATCHED = ("pretrain_dynamics", "rollout_models", "agent_update", "adversarial_update")
-UPDATES, BATCH, NUM_ELITES, K, RETAIN = 5, 32, 5, 2, 2
-
-
-def copied(value):
-    """Tensors as they are now, within named tuples too."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    return type(value)(*map(copied, value)) if isinstance(value, rambo.Batch) else value
-
-
-@pytest.fixture
-def trace(tmp_path, monkeypatch):
-    """Runs three iterations and returns the calls of WATCHED in order: name, arguments (before the call), result."""
-
-    def run(*flags):
-        calls = []
-
-        def watch(name):
-            original = getattr(rambo, name)
-
-            def watching(*positional, **named):
-                arguments = inspect.signature(original).bind(*positional, **named).arguments
-                before = {key: copied(value) for key, value in arguments.items()}
-                optimizer = arguments.get("optimizer")
-                call = SimpleNamespace(name=name, **before, adam_is_fresh=optimizer is not None and not optimizer.state)
-                calls.append(call)
-                call.result = original(*positional, **named)
-                if name == "rollout_models":
-                    call.buffer_after = arguments["buffer"].clone()
-                return call.result
-
-            monkeypatch.setattr(rambo, name, watching)
-
-        monkeypatch.chdir(tmp_path)
-        for name in WATCHED:
-            watch(name)
-        kept = []
-        keep = rambo.Dynamics.keep
-        monkeypatch.setattr(rambo.Dynamics, "keep", lambda self, members: (kept.append(members), keep(self, members))[1])
-        write_hdf5(Path("pendulum.hdf5"), pendulum_log())
-        defaults = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
-        defaults += ["--total-iterations", 3, "--rollout-retain-iterations", RETAIN]
-        run_here(rambo, *defaults, *flags)
-        return SimpleNamespace(calls=calls, kept=kept, named=lambda name: [call for call in calls if call.name == name])
-
-    return run
-
-
-def as_set(rows):
-    return {tuple(row) for row in rows.flatten(0, -2).tolist()}
+UPDATES, BATCH, NUM_ELITES, K, RETAIN, ITERATIONS, NUM_ROWS, NUM_HOLDOUT = 14, 128, 5, 3, 2, 3, 120, 12
+OBS_DIM, ACTION_DIM = 3, 1
+FLAGS = [*TINY, "--total-iterations", ITERATIONS, "--updates-per-iteration", UPDATES, "--rollout-length", K]
+FLAGS += ["--rollout-retain-iterations", RETAIN, "--batch-size", BATCH]
+pytestmark = pytest.mark.xdist_group("iteration")  # one process makes the traces
+WATCHED = ("rollout_models", "update_agent", "update_model")
 
 
 def pack(batch):
     """A batch as rows again."""
-    columns = [c.unsqueeze(-1) if c.dim() < batch.observations.dim() else c for c in batch]
-    return torch.cat(columns, -1)
+    columns = [np.asarray(column) for column in batch]
+    return np.concatenate([c if c.ndim == columns[0].ndim else c[..., None] for c in columns], -1)
+
+
+def copied(value):
+    """Arrays as they are now; a batch as rows."""
+    if isinstance(value, in_torch.Batch | in_jax.Batch):
+        return pack(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().numpy()
+    return np.array(value) if isinstance(value, jax.Array | np.ndarray) else value
+
+
+class Trace(SimpleNamespace):
+    """calls: those of WATCHED in order with their name, arguments and result; buffer: of the last iteration; rows: dataset."""
+
+    def named(self, name):
+        return [call for call in self.calls if call.name == name]
+
+
+def watch(script, patch, calls, fakes=None):
+    for name in WATCHED:
+        original = getattr(script, name)
+
+        def watching(*positional, name=name, original=original, **named):
+            arguments = inspect.signature(original).bind(*positional, **named).arguments
+            call = SimpleNamespace(name=name, **{key: copied(value) for key, value in arguments.items()})
+            optimizer = arguments.get("optimizer")
+            call.adam_is_fresh = isinstance(optimizer, torch.optim.Adam) and not optimizer.state
+            calls.append(call)
+            result = (fakes or {}).get(name, original)(*positional, **named)
+            call.result = [copied(value) for value in result] if isinstance(result, tuple) else result
+            return result
+
+        patch.setattr(script, name, watching)
+
+
+def trace_torch(folder, *flags):
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+        watch(in_torch, patch, calls)
+        run = run_here(in_torch, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *FLAGS, *flags)
+        dataset = in_torch.load_dataset("Pendulum-v1", "pendulum.hdf5", in_torch.make_env("Pendulum-v1"))
+        buffer = torch.load(run / "checkpoint.pt", weights_only=True)["buffer"].numpy()
+    return Trace(calls=calls, buffer=buffer, rows=np.random.default_rng(0).permutation(dataset.rows))
+
+
+def scan(step, carry, xs):
+    """jax.lax.scan as a loop in Python."""
+    xs, results = jax.device_get(xs), []
+    for i in range(len(jax.tree.leaves(xs)[0])):
+        carry, result = step(carry, jax.tree.map(lambda x: x[i], xs))  # noqa: B023
+        results.append(result)
+    return carry, jax.tree.map(lambda *x: np.stack(x), *results)
+
+
+def trace_jax(folder, *flags):
+    counter = iter(range(ITERATIONS))
+
+    def number_rows(agent, dynamics, rows, key, terminated, args):
+        first = 1000 * (1 + next(counter))
+        shape = K * args.rollout_batch_size, rows.shape[1]
+        return np.broadcast_to(first + np.arange(shape[0], dtype=np.float32)[:, None], shape), {}
+
+    def count_agent(agent, optimizers, batch, noise, args):
+        return agent._replace(log_alpha=agent.log_alpha + 1), optimizers, {"losses/max_abs_qf_value": agent.log_alpha}
+
+    def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, terminated, args):
+        return dynamics + 1, optimizer, observations + 0.1, {"model/log_prob": 0.0}
+
+    rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
+    args = in_jax.parse_args(["--env-id", "Pendulum-v1", *map(str, [*FLAGS, *flags])])
+    buffer = jnp.zeros((RETAIN if args.real_ratio < 1 else 0, K * args.rollout_batch_size, rows.shape[1]))
+    agent, optimizers = in_jax.Agent(None, None, None, 0), in_jax.Optimizers(None, None, None, None)
+    state, holdout = in_jax.TrainState(agent, 0, optimizers, buffer, jax.random.PRNGKey(1)), in_jax.split_rows(rows, OBS_DIM)
+    holdout, calls = in_jax.Batch(*(column[:NUM_HOLDOUT] for column in holdout)), []
+    fakes = dict(rollout_models=number_rows, update_agent=count_agent, update_model=count_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "scan", scan)
+        patch.setattr(in_jax, "holdout_errors", lambda dynamics, holdout: np.full(NUM_ELITES, dynamics))
+        watch(in_jax, patch, calls, fakes)
+        for iteration in range(ITERATIONS):
+            state, metrics = in_jax.train_iteration(state, jnp.int32(iteration), jnp.asarray(rows), holdout, None, args)
+    return Trace(calls=calls, buffer=np.asarray(state.buffer), rows=rows, metrics=metrics)
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    """For each script a function: flags -> the trace of three iterations; each is made once."""
+    scripts = {"torch": trace_torch, "jax": trace_jax}
+    return {name: lru_cache(partial(make, tmp_path_factory.mktemp(name))) for name, make in scripts.items()}
+
+
+@pytest.fixture(params=["torch", "jax"])
+def trace(request, traces):
+    return traces[request.param]
+
+
+def as_set(rows):
+    return set(map(tuple, rows.reshape(-1, rows.shape[-1]).tolist()))
+
+
+MIXED = ("--real-ratio", 0.25)  # of this most tests look at some aspect
 
 
 def test_each_iteration_rolls_out_then_trains_the_agent_then_the_model(trace):
-    names = [call.name for call in trace().calls]
-    iteration = ["rollout_models", *["agent_update"] * UPDATES, *["adversarial_update"] * UPDATES]
-    assert names == ["pretrain_dynamics", *iteration * 3]
+    iteration = ["rollout_models", *["update_agent"] * UPDATES, *["update_model"] * UPDATES]
+    assert [call.name for call in trace(*MIXED).calls] == iteration * ITERATIONS
 
 
-def test_lambda_0_never_updates_the_model(trace):
-    names = [call.name for call in trace("--adv-weight", 0).calls]
-    assert names == ["pretrain_dynamics", *["rollout_models", *["agent_update"] * UPDATES] * 3]
-
-
-def test_the_elites_are_the_members_with_the_lowest_holdout_errors(trace):
-    run = trace()
-    (pretraining,) = run.named("pretrain_dynamics")
-    errors = pretraining.result.tolist()
-    assert len(errors) == 7
-    (kept,) = run.kept
-    assert sorted(kept.tolist()) == sorted(sorted(range(7), key=errors.__getitem__)[:NUM_ELITES])
-
-
-def test_holdout_rows_are_a_tenth_at_random_and_never_trained_on(trace):
-    run = trace()
-    (pretraining,) = run.named("pretrain_dynamics")
-    train, holdout = as_set(pretraining.train_rows), as_set(pack(pretraining.holdout))
-    everything = as_set(run.named("rollout_models")[0].rows)
-    assert len(holdout) == 12 and len(everything) == 120
-    assert not train & holdout and train | holdout == everything
-    first_rewards = pendulum_log()["rewards"][:12].tolist()
-    assert sorted(pretraining.holdout.rewards.tolist()) != sorted(first_rewards), "not the first rows of the file"
-    for call in run.named("adversarial_update"):
-        assert as_set(pack(call.real)) <= train
-
-
-def test_the_supervised_rows_of_each_member_are_drawn_independently(trace):
-    for call in trace().named("adversarial_update"):
-        assert call.real.observations.shape[:2] == (NUM_ELITES, BATCH)
-        members = [tuple(map(tuple, pack(call.real)[member].tolist())) for member in range(NUM_ELITES)]
-        assert len(set(members)) == NUM_ELITES
-
-
-def test_adversarial_rollouts_go_on_for_k_steps_from_dataset_states(trace):
-    run = trace("--rollout-length", 3)
-    states = as_set(run.named("rollout_models")[0].rows[:, :3])
-    calls = run.named("adversarial_update")
-    for i, call in enumerate(calls):
-        assert as_set(call.restarts) <= states
-        if i % UPDATES % 3 == 0:
-            assert as_set(call.observations) <= states
-            assert i == 0 or not torch.equal(call.observations, calls[i - 3].observations)
-        else:
-            assert torch.equal(call.observations, calls[i - 1].result[0])
-
-
-def test_the_models_adam_starts_afresh_after_pretraining(trace):
-    freshness = [call.adam_is_fresh for call in trace().named("adversarial_update")]
-    assert freshness == [True, *[False] * (3 * UPDATES - 1)]
-
-
-@pytest.mark.parametrize("real_ratio, num_real", [(0.5, 16), (0.25, 8), (0.0, 0)])
-def test_the_agents_batches_mix_dataset_and_newest_model_rows(trace, real_ratio, num_real):
-    run, model_rows, batches = trace("--real-ratio", real_ratio), [], []
-    for call in run.calls:
-        if call.name == "rollout_models":
-            dataset, before = as_set(call.rows), as_set(call.buffer)
-            model_rows = (model_rows + [as_set(call.buffer_after) - before])[-RETAIN:]
-        elif call.name == "agent_update":
-            rows = list(map(tuple, pack(call.batch).tolist()))
-            assert len(rows) == BATCH
-            assert sum(row in dataset for row in rows) == num_real
-            assert sum(any(row in part for part in model_rows) for row in rows) == BATCH - num_real
-            batches.append(rows)
-    assert len(set(map(tuple, batches))) == 3 * UPDATES
-    assert len(model_rows[0]) == len(model_rows[1]) == 100 * K
+def test_lambda_0_never_updates_the_model_and_real_ratio_0_is_model_rows_alone(trace):
+    run = trace("--adv-weight", 0, "--real-ratio", 0)
+    assert [call.name for call in run.calls] == ["rollout_models", *["update_agent"] * UPDATES] * ITERATIONS
+    imagined = [as_set(call.result[0]) for call in run.named("rollout_models")]
+    for i, call in enumerate(run.named("update_agent")):
+        assert call.batch.shape[0] == BATCH
+        assert as_set(call.batch) <= set.union(*imagined[max(i // UPDATES + 1 - RETAIN, 0) : i // UPDATES + 1])
 
 
 def test_real_ratio_1_is_sac_on_the_dataset(trace):
     run = trace("--real-ratio", 1)
-    assert {call.name for call in run.calls} == {"agent_update"}
+    assert [call.name for call in run.calls] == ["update_agent"] * UPDATES * ITERATIONS
+    assert set.union(*(as_set(call.batch) for call in run.calls)) == as_set(run.rows)
+    assert all(call.batch.shape[0] == BATCH for call in run.calls)
+
+
+def test_the_agents_batches_mix_dataset_and_newest_model_rows(trace):
+    """Rows of all retained iterations occur, none of older ones, and none of those that are still to come (zeros)."""
+    run, imagined, batches, used = trace(*MIXED), [], [], set()
+    dataset = as_set(run.rows)
+    for call in run.calls:
+        if call.name == "rollout_models":
+            imagined = (imagined + [as_set(call.result[0])])[-RETAIN:]
+            counts = np.zeros(len(imagined))
+        elif call.name == "update_agent":
+            rows = list(map(tuple, call.batch.tolist()))
+            assert len(rows) == BATCH
+            assert sum(row in dataset for row in rows) == BATCH // 4
+            counts += [sum(row in part for row in rows) for part in imagined]
+            used |= dataset & set(rows)
+            batches.append(tuple(rows))
+        elif len(batches) % UPDATES == 0:
+            assert counts.sum() == UPDATES * BATCH * 3 // 4
+            assert (abs(counts / counts.sum() - 1 / len(counts)) < 0.1).all()
+    assert len(set(batches)) == ITERATIONS * UPDATES
+    assert used == dataset, "the whole dataset, its last row as well"
+
+
+def test_the_ring_buffer_holds_exactly_the_newest_rollouts(trace):
+    run = trace(*MIXED)
+    rollouts = [call.result[0] for call in run.named("rollout_models")]
+    assert run.buffer.shape == (RETAIN, 100 * K, run.rows.shape[1])
+    for iteration in range(ITERATIONS - RETAIN, ITERATIONS):
+        np.testing.assert_array_equal(run.buffer[iteration % RETAIN], rollouts[iteration])
+    assert not np.array_equal(rollouts[-1], rollouts[-2])
+
+
+def test_the_supervised_rows_of_each_member_are_drawn_independently_and_not_from_the_holdout(trace):
+    run = trace(*MIXED)
+    for call in run.named("update_model"):
+        assert call.real.shape[:2] == (NUM_ELITES, BATCH)
+        assert len({tuple(map(tuple, member.tolist())) for member in call.real}) == NUM_ELITES
+    assert set.union(*(as_set(call.real) for call in run.named("update_model"))) == as_set(run.rows[NUM_HOLDOUT:])
+
+
+def test_adversarial_rollouts_go_on_for_k_steps_from_dataset_states(trace):
+    """Restarts are drawn apart from the start states, anew for each update."""
+    run = trace(*MIXED)
+    states, starts, calls = as_set(run.rows[:, :OBS_DIM]), [], run.named("update_model")
+    for i, call in enumerate(calls):
+        assert call.observations.shape == call.restarts.shape == (BATCH, OBS_DIM)
+        if i % UPDATES % K == 0:
+            starts.append(call.observations)
+            assert (call.observations != call.restarts).any(1).mean() > 0.8
+        else:
+            previous = calls[i - 1].result
+            np.testing.assert_array_equal(call.observations, previous[0] if len(previous) == 2 else previous[2])
+    for drawn in (starts, [call.restarts for call in calls]):
+        assert set.union(*map(as_set, drawn)) == states
+        assert len({observations.tobytes() for observations in drawn}) == len(drawn)
+
+
+def test_elites_and_noise_are_drawn_anew_for_each_row_of_each_update(trace):
+    run = trace(*MIXED)
+    elites = np.stack([call.elites for call in run.named("update_model")])
+    counts = np.bincount(elites.ravel(), minlength=NUM_ELITES)
+    assert elites.shape == (ITERATIONS * UPDATES, BATCH) and len(counts) == NUM_ELITES
+    assert (abs(counts - elites.size / NUM_ELITES) < 5 * np.sqrt(elites.size / NUM_ELITES)).all()
+    model_noise = np.stack([call.noise for call in run.named("update_model")])
+    agent_noise = np.stack([call.noise for call in run.named("update_agent")])
+    assert model_noise.shape[1:] == (BATCH, ACTION_DIM + OBS_DIM + 1) and agent_noise.shape[1:] == (2, BATCH, ACTION_DIM)
+    for noise in (model_noise, agent_noise):
+        assert abs(noise.mean()) < 5 / np.sqrt(noise.size) and abs(noise.std() - 1) < 5 / np.sqrt(2 * noise.size)
+        assert len(np.unique(noise)) > 0.99 * noise.size
+
+
+def test_each_step_gets_what_the_steps_before_have_learnt(traces):
+    """JAX passes its state around: rollouts and model updates see the newest agent, rollouts see the newest model."""
+    run, agent, model = traces["jax"](*MIXED), 0, 0
+    for call in run.calls:
+        assert call.agent.log_alpha == agent
+        assert call.name == "update_agent" or call.dynamics == model
+        agent, model = agent + (call.name == "update_agent"), model + (call.name == "update_model")
+    assert (agent, model) == (ITERATIONS * UPDATES, ITERATIONS * UPDATES)
+    assert run.metrics["model/holdout_mse"] == model and run.metrics["losses/max_abs_qf_value"] == agent - 1
+
+
+def test_the_models_adam_starts_afresh_after_pretraining(traces):
+    freshness = [call.adam_is_fresh for call in traces["torch"](*MIXED).named("update_model")]
+    assert freshness == [True, *[False] * (ITERATIONS * UPDATES - 1)]
+
+
+def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, tmp_path, monkeypatch):
+    seen, errors, elites = [], [5.0, 1.0, 7.0, 2.0, 3.0, 4.0, 0.5], [1, 3, 4, 5, 6]
+
+    def pretrain(dynamics, *arguments):
+        trained = dynamics if rambo is in_torch else in_jax.take(dynamics, 0)
+        weights = {name: np.copy(array) for name, array in rambo.to_numpy(trained).items()}
+        seen.append((np.asarray(arguments[-3]), pack(arguments[-2]), weights))
+        return torch.tensor(errors) if rambo is in_torch else (dynamics, jnp.array([errors]))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rambo, "pretrain_dynamics", pretrain)
+    monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: None)  # there is no iteration to compile
+    columns = pendulum_log()
+    write_hdf5(Path("pendulum.hdf5"), columns)
+    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-interval", 0]
+    run = run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags)
+    ((train, holdout, weights),) = seen
+    dataset = rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
+    assert len(holdout) == len(as_set(holdout)) == NUM_HOLDOUT and len(as_set(dataset.rows)) == NUM_ROWS
+    assert as_set(train).isdisjoint(as_set(holdout)) and as_set(train) | as_set(holdout) == as_set(dataset.rows)
+    rewards = holdout[:, OBS_DIM + ACTION_DIM].tolist()
+    assert sorted(rewards) != sorted(columns["rewards"][:NUM_HOLDOUT].tolist()), "not the first rows of the file"
+    with np.load(run / "dynamics_pretrained.npz") as kept:
+        for name, array in weights.items():
+            np.testing.assert_array_equal(kept[name], array[elites] if name.startswith("layers") else array)

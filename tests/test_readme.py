@@ -1,48 +1,166 @@
-"""The README and benchmark/'s pages point at lines, files, sections and metrics: they must not go stale."""
+"""The README keeps to its budget and order; what it and benchmark/'s pages name exists: flags, metrics, files, sections."""
 
 import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import rambo_continuous
+import rambo_continuous_jax
+
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "benchmark").glob("*.md")), ROOT / "benchmark" / "datasets" / "README.md"]
+SCRIPTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("rambo_continuous.py", "rambo_continuous_jax.py")}
+FLAGS = {
+    "rambo_continuous.py": {field.name for field in fields(rambo_continuous.Args)},
+    "rambo_continuous_jax.py": {field.name for field in fields(rambo_continuous_jax.Args)},
+}
+HEADINGS = (
+    "Get started, Results, The method, The two files, Usage, Data, Logged metrics, Implementation details, Speed, "
+    "Reproducing the paper, Copying the file, Citation"
+).split(", ")
 
 
-@pytest.mark.parametrize("name, file, line", re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README))
-def test_line_anchors_point_at_what_they_name(name, file, line):
-    text = (ROOT / file).read_text().splitlines()[int(line) - 1]
-    assert re.match(rf"(def|class) {name}\b|{name} = ", text), f"README: {file}#L{line} is not {name} but: {text}"
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """The words of every command in the README's shell blocks, without comments."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(command, comments=True) for line in lines for command in line.split(" && ")]
+
+
+def section(heading: str) -> str:
+    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of a section's first table, cell by cell, without its head."""
+    lines = re.search(r"(?:^\|.*\n)+", section(heading), re.M)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 230
+    assert len(README.split()) <= 2300
+    assert [line for line in README.splitlines() if len(line) > 150 and not line.startswith("|")] == []
+
+
+def test_its_sections_are_in_order():
+    assert re.findall(r"^## (.*)$", README, re.M) == HEADINGS
+
+
+def test_the_first_two_commands_are_complete_and_short():
+    install, test = blocks("bash")[:2]
+    for command, requirements in ((install, "requirements.txt"), (test, "tests/requirements.txt")):
+        assert len(command.splitlines()) == 1 and len(command.strip()) <= 150
+        assert f"python3 -m venv .venv && . .venv/bin/activate && pip install -r {requirements} && python " in command
+    assert install.strip().endswith("python rambo_continuous.py --env-id pendulum-mini")
+    assert test.strip().endswith("python -m pytest tests -n 2")
 
 
 def sections(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_and_sections_that_are_linked_exist(page):
-    for name, _, section in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text()):
+    for name, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
         target = page.parent / name if name else page
         assert target.exists(), f"{page}: {name}"
-        if section and target.suffix == ".md":
-            assert section in sections(target), f"{page}: {name}#{section}"
+        if anchor:
+            assert target.suffix == ".md" and anchor in sections(target), f"{page}: {name}#{anchor}"
 
 
-def test_every_flag_in_the_readme_exists():
-    fields = set(re.findall(r"^    (\w+): .*= ", (ROOT / "rambo_continuous.py").read_text(), re.M))
-    commands = re.findall(r"python rambo_continuous\.py[^\n`#]*", README)
-    flags = {flag.removeprefix("no-").replace("-", "_") for command in commands for flag in re.findall(r"--([\w-]+)", command)}
-    assert flags and flags - fields - {"help"} == set()
+def test_files_that_the_commands_name_exist():
+    named = {word for words in commands() for word in words if re.search(r"\.(py|sh|txt|slurm)$", word)}
+    assert len(named) >= 7
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-def test_every_metric_is_explained():
-    script = (ROOT / "rambo_continuous.py").read_text()
-    groups = {"AGENT_METRICS": "losses", "ROLLOUT_METRICS": "rollout", "MODEL_METRICS": "model"}
-    for constant, group in groups.items():
-        for name in re.findall(r'"(\w+)"', re.search(rf"^{constant} = (.*)$", script, re.M).group(1)):
-            assert f"`{group}/{name}`" in README, f"{group}/{name} is not explained"
-    for name in re.findall(r'metrics\["(\w+/\w+)"\] =', script):
-        assert f"`{name}`" in README, f"{name} is not explained"
+def field_of(flag: str) -> str:
+    return flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+
+
+def test_the_commands_flags_exist():
+    given = [(words[1], word) for words in commands() if words[:1] == ["python"] for word in words if word.startswith("--")]
+    assert len(given) > 10
+    for program, flag in given:
+        known = FLAGS.get(program) or set(re.findall(r"^    (\w+): .*= ", (ROOT / program).read_text(), re.M))
+        assert field_of(flag) in known, f"{program} has no {flag}"
+
+
+def test_the_flags_in_the_text_exist():
+    text = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+    flags = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?<![\w-])--[\w-]+", code)}
+    assert len(flags) > 10
+    assert {flag for flag in flags if field_of(flag) not in set.union(*FLAGS.values()) | {"help"}} == set()
+    both = set.intersection(*FLAGS.values())
+    for name in re.findall(r"--([\w-]+)", "".join(code for row in table("The two files") for code in row)):
+        assert field_of(name) not in both, f"--{name} is no difference between the scripts"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_metrics_explained_are_those_logged(script):
+    explained = [name for row in table("Logged metrics") for name in re.findall(r"`([\w/]+)`", row[0])]
+    assert len(explained) == len(set(explained))
+    assert set(explained) == set(re.findall(r'"((?:charts|losses|model|rollout)/\w+)"', SCRIPTS[script]))
+
+
+def test_the_first_rows_of_the_metrics_are_those_of_evaluations():
+    """As the text above the table says."""
+    source = SCRIPTS["rambo_continuous.py"].split("def run_evaluation(")[1].split("\ndef ")[0].split("\n@")[0]
+    evaluated = set(re.findall(r'"(charts/\w+)"', source))
+    count = {"two": 2, "three": 3, "four": 4, "five": 5}[re.search(r"`evaluations.csv` \(the first (\w+) rows\)", README)[1]]
+    assert {name for row in table("Logged metrics")[:count] for name in re.findall(r"`([\w/]+)`", row[0])} == evaluated
+
+
+def test_the_files_of_a_run_folder_are_those_written():
+    names = [name for row in table("Usage") for name in re.findall(r"`([\w.]+)`", row[0])]
+    assert len(names) == len(set(names)) == 9
+    for name in names:
+        assert any(f'"{name}"' in text for text in SCRIPTS.values()), f"no script writes {name}"
+
+
+def test_the_import_example_works():
+    (example,) = blocks("python")
+    exec(example, namespace := {})
+    assert all(namespace[name] is getattr(rambo_continuous, name) for name in namespace if name != "__builtins__")
+
+
+@pytest.mark.parametrize("package", re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M))
+def test_every_dependency_has_a_reason(package):
+    assert re.search(rf"\b{package}\b", section("Copying the file"))
+
+
+def published(log: str, method: str) -> str | None:
+    """mean ± std (seeds) of a method in the table of a log in benchmark/results.md."""
+    text = (ROOT / "benchmark" / "results.md").read_text(encoding="utf-8").split(f"\n## {log}\n")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    column, seeds = lines[0].index("mean ± std"), [i for i, name in enumerate(lines[0]) if name.startswith("seed ")]
+    found = [row for row in lines if row[0] == method]
+    return f"{found[0][column]} ({sum(bool(found[0][i]) for i in seeds)})" if found else None
+
+
+@pytest.mark.parametrize("row", table("Results"), ids=lambda row: row[0].split("]")[0][1:])
+def test_the_results_are_those_of_the_log_by_log_page(row):
+    log = re.search(r"results\.md#([\w-]+)", row[0])[1]
+    methods = [
+        ("behaviour cloning, 50 epochs, JAX", "behaviour cloning, 50 epochs"),
+        ("SAC on the log alone, JAX",),
+        ("RAMBO, k = 5, λ = 0.0003, JAX",),
+        ("RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX",),
+    ]
+    expected = [next(filter(None, (published(log, name) for name in names)), "") for names in methods]
+    assert [cell.replace("−", "-") for cell in row[1:]] == expected
+
+
+def test_every_published_log_is_in_the_results():
+    logs = {path.stem for path in (ROOT / "benchmark" / "results").glob("*-v2.csv")}
+    assert {re.search(r"results\.md#([\w-]+)", row[0])[1] for row in table("Results")} == logs

@@ -2,7 +2,10 @@
 
 import inspect
 import re
+import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +90,7 @@ def agents():
         for parameter in agent.target_critic.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         agent.actor.fc3.weight.mul_(5)
-    like = in_jax.init_agent(jax.random.PRNGKey(0), OBS_DIM, ACTION_DIM, 0.3)
+    like = jax.eval_shape(lambda: in_jax.init_agent(jax.random.PRNGKey(0), OBS_DIM, ACTION_DIM, 0.3))
     return agent, to_jax(agent, like)
 
 
@@ -97,7 +100,8 @@ def ensembles():
     dynamics = in_torch.Dynamics(MEMBERS, OBS_DIM, ACTION_DIM, 16)
     dynamics.input_mean.normal_()
     dynamics.input_std.uniform_(0.5, 2)
-    return dynamics, to_jax(dynamics, new_ensemble())
+    dynamics.output_scale.uniform_(0.5, 2)
+    return dynamics, to_jax(dynamics, jax.eval_shape(new_ensemble))
 
 
 def new_ensemble(seed=0):
@@ -134,59 +138,73 @@ def same_draws(monkeypatch):
     def replay(key, shape, *args):
         x = drawn.pop(0)
         assert tuple(x.shape) == tuple(shape)
-        return jnp.asarray(x.numpy())
+        return jnp.asarray(x)
 
     for name in ("randn", "randn_like", "randint", "rand"):
         record(name)
     for name in ("normal", "randint", "bits"):
         monkeypatch.setattr(jax.random, name, replay)
-    yield
+    yield drawn
     assert not drawn, "the JAX script has drawn less"
 
 
 def torch_optimizers(agent, dynamics, args):
-    return in_torch.Optimizers(
-        actor=torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr),
-        critic=torch.optim.Adam(agent.critic.parameters(), lr=args.q_lr),
-        alpha=torch.optim.Adam([agent.log_alpha], lr=args.policy_lr),
-        model=torch.optim.Adam(dynamics.parameters(), lr=args.model_lr),
-    )
+    return {
+        "actor": torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr),
+        "critic": torch.optim.Adam(agent.critic.parameters(), lr=args.q_lr),
+        "alpha": torch.optim.Adam([agent.log_alpha], lr=args.policy_lr),
+        "model": torch.optim.Adam(dynamics.parameters(), lr=args.model_lr),
+    }
+
+
+def assert_same_metrics(mine, theirs, rtol=1e-5):
+    """The same names; values to rtol of the largest one. (jit sorts the names of what it returns.)"""
+    assert set(mine) == set(theirs)
+    values = np.array([float(value) for value in theirs.values()])
+    assert_close(np.array([float(mine[name]) for name in theirs]), values, rtol)
 
 
 # What stands word for word in both
-def shared_sections(path):
-    return re.findall(r"^# --- shared: .*?^# --- end shared -+$", path.read_text(), re.M | re.S)
+def sources():
+    return (Path(script.__file__).read_text() for script in (in_torch, in_jax))
 
 
-def test_shared_sections_are_identical():
-    one, other = (shared_sections(Path(script.__file__)) for script in (in_torch, in_jax))
-    assert len(one) >= 1 and sum(map(len, one)) > 20_000
-    assert one == other
+def test_what_is_not_rambo_stands_word_for_word_in_both():
+    one, other = (re.split(r"^# Below here is nothing of RAMBO", source, flags=re.M) for source in sources())
+    assert len(one) == len(other) == 2 and len(one[1]) > 20_000
+    assert one[1] == other[1]
 
 
-def test_the_command_lines_differ_in_what_only_one_can_do():
-    def fields(script):
-        found = re.findall(r'^    (\w+: .*?)\n    """(.*?)"""$', inspect.getsource(script.Args), re.M)
-        return {field: text for field, text in found if not field.startswith("torch_deterministic")}
-
-    one, other = fields(in_torch), fields(in_jax)
-    assert {field.split(":")[0] for field in one.keys() - other.keys()} <= {"compile", "cudagraphs"}
-    assert {field.split(":")[0] for field in other.keys() - one.keys()} == {"num_seeds"}
-    assert all(one[field] == other[field] for field in one.keys() & other.keys())
-
-
-def test_constants_and_metrics_are_the_same():
-    for name in ("AGENT_METRICS", "ROLLOUT_METRICS", "MODEL_METRICS", "DECAYS", "LOG_STD_MIN", "LOG_STD_MAX"):
-        assert getattr(in_torch, name) == getattr(in_jax, name)
+def test_defaults_of_datasets_and_command_lines_are_the_same_but_for_what_only_one_can_do():
+    tables = [re.search(r"^# What a dataset changes.*?^}", source, re.M | re.S)[0] for source in sources()]
+    assert tables[0] == tables[1] and len(in_torch.DATASET_DEFAULTS) > 5
+    one, other = (
+        dict(re.findall(r"^    (\w+): (.*  # .*)$", inspect.getsource(script.Args), re.M)) for script in (in_torch, in_jax)
+    )
+    assert set(one) == set(in_torch.Args.__dataclass_fields__) and set(other) == set(in_jax.Args.__dataclass_fields__)
+    assert one.keys() - other.keys() == {"compile", "cudagraphs"} and other.keys() - one.keys() == {"num_seeds"}
+    assert {name for name in one.keys() & other.keys() if one[name] != other[name]} <= {"torch_deterministic"}
+    common = [name for name in one if name in other]
+    assert [name for name in other if name in one] == common, "in the same order"
 
 
 def test_functions_of_the_same_name_have_the_same_docstring_start():
     """Where both scripts define a function or a class, the reader finds the same sentence."""
     same = {name for name in vars(in_torch) if name in vars(in_jax) and inspect.isfunction(getattr(in_torch, name))}
-    assert {"critic_loss", "adversarial_update", "mixture_log_prob", "rollout_models", "pretrain_dynamics"} <= same
-    for name in same - {"main", "save_arrays", "load_arrays", "sample_rows", "clone_behaviour"}:
+    assert {"critic_loss", "update_model", "mixture_log_prob", "rollout_models", "pretrain_dynamics"} <= same
+    for name in same - {
+        "main",
+        "load_arrays",
+        "load_checkpoint",
+        "save_checkpoint",
+        "to_numpy",
+        "summarize",
+        "clone_behaviour",
+    }:
         one, other = (inspect.getdoc(getattr(script, name)) or "" for script in (in_torch, in_jax))
         assert one.split(". ")[0].split("\n\n")[0] == other.split(". ")[0].split("\n\n")[0], name
+    for name in ("WEIGHT_DECAYS", "LOG_STD_MIN", "LOG_STD_MAX"):
+        assert getattr(in_torch, name) == getattr(in_jax, name)
 
 
 # Networks
@@ -195,8 +213,8 @@ def test_both_draw_initial_weights_from_the_same_distributions():
     torch.manual_seed(0)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     pairs = [
-        (in_torch.Agent(30, 10, 0.5), in_jax.init_agent(keys[0], 30, 10, 0.5)),
-        (in_torch.Dynamics(7, 30, 10, 200), in_jax.Dynamics(7, 30, 10, 200, nnx.Rngs(keys[1]))),
+        (in_torch.Agent(30, 10, 0.5), jax.jit(lambda key: in_jax.init_agent(key, 30, 10, 0.5))(keys[0])),
+        (in_torch.Dynamics(7, 30, 10, 200), jax.jit(lambda key: in_jax.Dynamics(7, 30, 10, 200, nnx.Rngs(key)))(keys[1])),
     ]
     for module, tree in pairs:
         arrays = named_arrays(tree)
@@ -221,13 +239,23 @@ def test_networks_give_the_same(agents, ensembles):
     for mine, theirs in zip(jax_agent.actor(jax_batch.observations), agent.actor(batch.observations), strict=True):
         assert_close(mine, theirs)
     assert_close(jax_agent.actor.mode(jax_batch.observations), agent.actor.mode(batch.observations))
-    assert_close(
-        jax_agent.critic(jax_batch.observations, jax_batch.actions), agent.critic(batch.observations, batch.actions)
-    )
+    assert_close(jax_agent.critic(jax_batch.observations, jax_batch.actions), agent.critic(batch.observations, batch.actions))
     batch, jax_batch = make_batches(MEMBERS, BATCH)
-    outputs = jax_dynamics(jax_batch.observations, jax_batch.actions), dynamics(batch.observations, batch.actions)
-    for mine, theirs in zip(*outputs, strict=True):
-        assert_close(mine, theirs)
+    for get in (lambda column: column, lambda column: column[0]):  # rows of each member's own, and rows for all
+        theirs = dynamics(get(batch.observations), get(batch.actions))
+        for mine, expected in zip(jax_dynamics(get(jax_batch.observations), get(jax_batch.actions)), theirs, strict=True):
+            assert_close(mine, expected)
+    assert_close(in_jax.holdout_errors(jax_dynamics, jax_batch), in_torch.holdout_errors(dynamics, batch))
+
+
+@pytest.mark.parametrize("factor", [1, 100, 0.001, 0])
+def test_scales_are_the_same(ensembles, factor):
+    (dynamics, jax_dynamics), rows = ensembles, make_rows(200)
+    rows[:, 0], rows[:, OBS_DIM + ACTION_DIM] = 0.3, factor * rows[:, OBS_DIM + ACTION_DIM]
+    dynamics.set_scales(in_torch.split_rows(to_torch(rows), OBS_DIM))
+    jax_dynamics.set_scales(in_jax.split_rows(jnp.asarray(rows), OBS_DIM))
+    assert dynamics.input_std[0] == 1 and (dynamics.output_scale[-1] == 1) == (factor in (0, 1))
+    assert_same_weights(jax_dynamics, dynamics)
 
 
 def test_log_std_and_log_variance_are_bounded_alike(agents, ensembles):
@@ -256,7 +284,7 @@ def test_supervised_loss_and_gradients(ensembles):
         outputs = dynamics(jax_batch.observations, jax_batch.actions)
         return in_jax.supervised_loss(dynamics, *outputs, in_jax.model_targets(jax_batch))
 
-    value, gradients = jax.value_and_grad(loss)(jax_dynamics)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(jax_dynamics)
     outputs = dynamics(batch.observations, batch.actions)
     expected = in_torch.supervised_loss(dynamics, *outputs, in_torch.model_targets(batch))
     expected.backward()
@@ -277,24 +305,25 @@ def test_mixture_log_prob_and_gradients():
         log_probs = in_jax.mixture_log_prob(mean, log_var, jnp.asarray(sample))
         return jnp.clip(log_probs, -1e4, 1e4).sum(), log_probs
 
-    gradients, log_probs = jax.grad(loss, (0, 1), has_aux=True)(jnp.asarray(mean), jnp.asarray(log_var))
+    gradients, log_probs = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(jnp.asarray(mean), jnp.asarray(log_var))
     assert_close(log_probs, expected)
     for mine, tensor in zip(gradients, tensors, strict=True):
         assert_close(mine, tensor.grad)
 
 
-def test_advantages_and_adversarial_loss(agents):
+@pytest.mark.parametrize("norm_adv", [True, False])
+def test_advantages_and_adversarial_loss(agents, norm_adv):
     (agent, jax_agent), (batch, jax_batch) = agents, make_batches(BATCH)
-    expected, advantage = in_torch.advantages(agent, batch, 0.9), in_jax.advantages(jax_agent, jax_batch, 0.9)
+    expected, advantage = in_torch.compute_advantages(agent, batch, 0.9), in_jax.compute_advantages(jax_agent, jax_batch, 0.9)
     assert_close(advantage, expected)
     log_prob = np.random.default_rng(6).normal(size=BATCH).astype(np.float32)
     tensor = to_torch(log_prob).requires_grad_()
-    loss = in_torch.adversarial_loss(tensor, expected)
+    loss = in_torch.adversarial_loss(tensor, expected, norm_adv)
     loss.backward()
-    value, gradient = jax.value_and_grad(in_jax.adversarial_loss)(jnp.asarray(log_prob), advantage)
+    value, gradient = jax.value_and_grad(in_jax.adversarial_loss)(jnp.asarray(log_prob), advantage, norm_adv)
     assert_close(value, loss)
     assert_close(gradient, tensor.grad)
-    zero = jax.grad(in_jax.adversarial_loss, 1)(jnp.asarray(log_prob), advantage)
+    zero = jax.grad(in_jax.adversarial_loss, 1)(jnp.asarray(log_prob), advantage, norm_adv)
     assert not np.asarray(zero).any(), "advantages are constants"
 
 
@@ -303,7 +332,7 @@ def test_sac_losses_and_gradients(agents):
     noise = np.random.default_rng(7).normal(size=(2, BATCH, ACTION_DIM)).astype(np.float32)
     loss, values = in_torch.critic_loss(agent, batch, to_torch(noise[0]), 0.9)
     loss.backward()
-    grad = jax.value_and_grad(in_jax.critic_loss, has_aux=True)
+    grad = jax.jit(jax.value_and_grad(in_jax.critic_loss, has_aux=True))
     (jax_loss, jax_values), gradients = grad(jax_agent.critic, jax_agent, jax_batch, noise[0], 0.9)
     assert_close(jax_loss, loss)
     assert_close(jax_values, values)
@@ -311,7 +340,7 @@ def test_sac_losses_and_gradients(agents):
 
     loss, log_probs = in_torch.actor_loss(agent, batch.observations, to_torch(noise[1]))
     loss.backward(inputs=list(agent.actor.parameters()))
-    grad = jax.value_and_grad(in_jax.actor_loss, has_aux=True)
+    grad = jax.jit(jax.value_and_grad(in_jax.actor_loss, has_aux=True))
     (jax_loss, jax_log_probs), gradients = grad(jax_agent.actor, jax_agent, jax_batch.observations, noise[1])
     assert_close(jax_loss, loss)
     assert_close(jax_log_probs, log_probs)
@@ -333,93 +362,127 @@ def test_adam_is_the_same():
 
 
 @pytest.mark.parametrize("autotune", [True, False])
-def test_agent_updates(agents, ensembles, same_draws, autotune):
+def test_agent_updates(agents, ensembles, autotune):
     """Three SAC steps: losses, temperature, actor, critics and target critics."""
     agent, jax_agent = agents
     args, jax_args = in_torch.Args(**ARGS, autotune=autotune), in_jax.Args(**ARGS, autotune=autotune)
     optimizers = torch_optimizers(agent, ensembles[0], args)
     parts = jax_agent.actor, jax_agent.critic, jax_agent.log_alpha, ensembles[1]
     jax_optimizers = in_jax.Optimizers(*map(in_jax.adam_init, parts))
+    update = jax.jit(partial(in_jax.update_agent, args=jax_args))
     for step in range(3):
         batch, jax_batch = make_batches(BATCH, seed=20 + step)
-        metrics = in_torch.agent_update(agent, optimizers, batch, args)
-        key = jax.random.PRNGKey(0)
-        (jax_agent, jax_optimizers), mine = in_jax.agent_update(jax_agent, jax_optimizers, jax_batch, key, jax_args)
-        assert_close(mine, metrics)
+        noise = np.random.default_rng(step).normal(size=(2, BATCH, ACTION_DIM)).astype(np.float32)
+        metrics = in_torch.update_agent(agent, optimizers, batch, to_torch(noise), args)
+        jax_agent, jax_optimizers, mine = update(jax_agent, jax_optimizers, jax_batch, jnp.asarray(noise))
+        assert_same_metrics(mine, metrics)
         assert_nearly_same_weights(jax_agent, agent, step + 1, ARGS["policy_lr"])
     assert (float(jax_agent.log_alpha) != pytest.approx(np.log(0.3))) is autotune
 
 
-def test_adversarial_updates(agents, ensembles, same_draws):
+def test_adversarial_updates(agents, ensembles):
     """Three steps of Eq. 7 along one rollout: the model, where the rollout goes, restarts after terminations, metrics."""
     (agent, jax_agent), (dynamics, jax_dynamics) = agents, ensembles
     args, jax_args = in_torch.Args(**ARGS), in_jax.Args(**ARGS)
-    optimizer = torch_optimizers(agent, dynamics, args).model
-    jax_optimizer, key = in_jax.adam_init(jax_dynamics), jax.random.PRNGKey(0)
-    observations = make_rows(BATCH, 9)[:, :OBS_DIM]
+    optimizer = torch_optimizers(agent, dynamics, args)["model"]
+    jax_optimizer = in_jax.adam_init(jax_dynamics)
+    update = jax.jit(partial(in_jax.update_model, terminated=terminated, args=jax_args))
+    observations, rng = make_rows(BATCH, 9)[:, :OBS_DIM], np.random.default_rng(0)
     mine, theirs, restarted = jnp.asarray(observations), to_torch(observations), 0
     for step in range(3):
         restarts = make_rows(BATCH, 10 + step)[:, :OBS_DIM]
         real, jax_real = make_batches(MEMBERS, BATCH, seed=30 + step)
-        theirs, metrics = in_torch.adversarial_update(
-            agent, dynamics, optimizer, theirs, to_torch(restarts), real, terminated, args
+        draws = rng.integers(MEMBERS, size=BATCH), rng.normal(size=(BATCH, ACTION_DIM + OBS_DIM + 1)).astype(np.float32)
+        theirs, metrics = in_torch.update_model(
+            agent, dynamics, optimizer, theirs, to_torch(restarts), real, *map(to_torch, draws), terminated, args
         )
-        (jax_dynamics, jax_optimizer, mine), jax_metrics = in_jax.adversarial_update(
-            jax_agent, jax_dynamics, jax_optimizer, mine, jnp.asarray(restarts), jax_real, key, terminated, jax_args
+        jax_dynamics, jax_optimizer, mine, jax_metrics = update(
+            jax_agent, jax_dynamics, jax_optimizer, mine, jnp.asarray(restarts), jax_real, *map(jnp.asarray, draws)
         )
-        assert_close(jax_metrics, metrics, 3e-5)
+        assert_same_metrics(jax_metrics, metrics, 3e-5)
         assert_close(mine, theirs, 3e-5)
         assert_same_weights(jax_dynamics, dynamics, scale=1)
         restarted += (np.asarray(mine) == restarts).all(1).sum()
     assert restarted > 0, "this test needs rollouts that terminate"
 
 
-def test_rollouts_fill_the_same_ring_buffer(agents, ensembles, same_draws):
-    """Three iterations into a buffer for two: what is in it, in which order, and the metrics."""
+def test_rollouts_are_the_same(agents, ensembles, same_draws):
+    """Their rows, in which order, and the metrics."""
     (agent, jax_agent), (dynamics, jax_dynamics) = agents, ensembles
     args, jax_args = in_torch.Args(**ARGS), in_jax.Args(**ARGS)
     rows = make_rows(50)
-    buffer = torch.zeros(2 * 2 * 12, rows.shape[1])
-    jax_buffer = jnp.zeros(buffer.shape)
-    for iteration in range(3):
-        metrics = in_torch.rollout_models(agent, dynamics, to_torch(rows), buffer, iteration, terminated, args)
-        with jax.disable_jit():  # every step of the scan draws anew
-            jax_buffer, jax_metrics = in_jax.rollout_models(
-                jax_agent, jax_dynamics, jnp.asarray(rows), jax_buffer, jax.random.PRNGKey(0), iteration, terminated, jax_args
-            )
-        assert_close(jax_metrics, metrics)
-        assert_close(jax_buffer, buffer)
-    assert 0 < buffer[:, -1].sum() < len(buffer), "this test needs some rows that terminate"
+    rollouts, metrics = in_torch.rollout_models(agent, dynamics, to_torch(rows), terminated, args)
+    with jax.disable_jit():  # every step of the scan draws anew
+        mine, jax_metrics = in_jax.rollout_models(
+            jax_agent, jax_dynamics, jnp.asarray(rows), jax.random.PRNGKey(0), terminated, jax_args
+        )
+    assert_same_metrics(jax_metrics, metrics)
+    assert_close(mine, rollouts)
+    assert 0 < rollouts[:, -1].sum() < len(rollouts), "this test needs some rows that terminate"
 
 
 def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions():
-    history = np.random.default_rng(11).normal(size=(5, len(in_torch.AGENT_METRICS))).astype(np.float32)
-    theirs = in_torch.named("losses", in_torch.AGENT_METRICS, to_torch(history))
-    mine = in_jax.named("losses", in_jax.AGENT_METRICS, jnp.asarray(history))
-    assert list(mine) == list(theirs)
-    assert [float(value) for value in mine.values()] == pytest.approx(list(theirs.values()))
+    names = ["losses/qf_loss", "losses/max_abs_qf_value", "model/log_prob"]
+    history = np.random.default_rng(11).normal(size=(5, len(names))).astype(np.float32)
+    theirs = in_torch.summarize(names, list(to_torch(history)))
+    update = lambda carry, values: (carry + 1, dict(zip(names, values, strict=True)))  # noqa: E731
+    carry, mine = jax.jit(partial(in_jax.scan_updates, update))(0, jnp.asarray(history))
+    assert carry == 5
+    expected = dict(zip(names, (history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()), strict=True))
+    assert theirs == pytest.approx(expected) and mine == pytest.approx(expected)
 
 
-def data_for(rows, num_holdout):
-    holdout = in_jax.split_rows(jnp.asarray(rows[:num_holdout]), OBS_DIM, ACTION_DIM)
-    data = in_jax.Data(jnp.asarray(rows), jnp.arange(num_holdout, len(rows)), holdout)
-    return data._replace(train=data.train[None], holdout=jax.tree.map(lambda x: x[None], holdout))
-
-
-def test_pretraining_ends_with_the_same_ensemble_and_elites(ensembles, same_draws, monkeypatch):
-    """Bootstrap, shuffling, the smaller last batch, best weights per member: four epochs from the same weights."""
-    rows, (dynamics, jax_dynamics) = make_rows(30 + 3 * BATCH + 7), ensembles
-    args, jax_args = (script.Args(**ARGS, model_max_pretrain_epochs=4) for script in (in_torch, in_jax))
-    holdout = in_torch.split_rows(to_torch(rows[:30]), OBS_DIM, ACTION_DIM)
-    errors = in_torch.pretrain_dynamics(dynamics, to_torch(rows[30:]), holdout, args)
-
+def pretrain_both(ensembles, rows, num_holdout, compile_ahead, **changes):
+    """Pretrains both ensembles: (ensemble, errors) of each script."""
+    dynamics, jax_dynamics = ensembles
+    args, jax_args = (script.Args(**ARGS | changes) for script in (in_torch, in_jax))
+    holdout = in_torch.split_rows(to_torch(rows[:num_holdout]), OBS_DIM)
+    errors = in_torch.pretrain_dynamics(dynamics, to_torch(rows[num_holdout:]), holdout, args)
+    holdout = in_jax.split_rows(jnp.asarray(rows[:num_holdout]), OBS_DIM)
     keys, jax_dynamics = jax.random.split(jax.random.PRNGKey(0), 1), jax.tree.map(lambda x: x[None], jax_dynamics)
-    monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: function)
-    with jax.disable_jit():
-        jax_dynamics, jax_errors = in_jax.pretrain_dynamics(jax_dynamics, keys, data_for(rows, 30), jax_args)
-    assert_close(jax_errors[0], errors, 1e-3)
-    assert_nearly_same_weights(in_jax.take(jax_dynamics, 0), dynamics, steps=16, learning_rate=ARGS["model_lr"])
-    assert jax_errors[0].argsort().tolist() == errors.argsort().tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(in_jax, "compile_ahead", compile_ahead)
+        arguments = jax_dynamics, keys, jnp.asarray(rows[num_holdout:]), holdout, jax_args
+        jax_dynamics, jax_errors = in_jax.pretrain_dynamics(*arguments)
+    return (dynamics, errors), (in_jax.take(jax_dynamics, 0), jax_errors[0])
+
+
+def test_pretraining_ends_with_the_same_ensemble_and_elites(ensembles, same_draws):
+    """Scales, bootstrap, shuffling, the smaller last batch, best weights of each member: three epochs from the same ones."""
+    rows = make_rows(30 + 2 * BATCH + 7)
+    rows[:, OBS_DIM + ACTION_DIM] *= 100
+
+    def compile_ahead(epoch, *_):
+        """The draw of each epoch becomes an argument of the compiled function."""
+
+        def with_draw(draw, *arguments):
+            same_draws.insert(0, draw)
+            return epoch(*arguments)
+
+        compiled = jax.jit(with_draw)
+        return lambda *arguments: compiled(same_draws.pop(0).numpy(), *arguments)
+
+    (dynamics, errors), (jax_dynamics, jax_errors) = pretrain_both(
+        ensembles, rows, 30, compile_ahead, model_max_pretrain_epochs=3
+    )
+    assert dynamics.output_scale[-1] > 50
+    assert_close(jax_errors, errors, 1e-3)
+    assert_nearly_same_weights(jax_dynamics, dynamics, 9, ARGS["model_lr"])
+    assert jax_errors.argsort().tolist() == errors.argsort().tolist()
+    dynamics.keep_members(torch.tensor([0, 2]))
+    assert len(dynamics.layers[0].weight) == 2
+    assert_nearly_same_weights(jax_dynamics.keep_members(jnp.asarray([0, 2])), dynamics, 9, ARGS["model_lr"])
+
+
+def test_without_pretraining_both_report_the_errors_of_the_initial_ensemble(ensembles):
+    before = [weight.clone() for weight in ensembles[0].layers.parameters()]
+    (dynamics, errors), (jax_dynamics, jax_errors) = pretrain_both(
+        ensembles, make_rows(100), 30, None, model_max_pretrain_epochs=0
+    )
+    assert all(torch.equal(new, old) for new, old in zip(dynamics.layers.parameters(), before, strict=True))
+    assert_same_weights(jax_dynamics, dynamics)
+    assert errors.isfinite().all() and errors.std() > 0
+    assert_close(jax_errors, errors)
 
 
 def test_pretraining_improves_and_stops_by_the_same_errors(ensembles, monkeypatch):
@@ -429,35 +492,40 @@ def test_pretraining_improves_and_stops_by_the_same_errors(ensembles, monkeypatc
     epochs[:, 1] = 0.995 ** np.arange(40)  # now and then: above 1 % against the best
     epochs[12:, 1] = epochs[12, 1]
     epochs[3:6, 2] = 0.5, 0.9, 0.7  # once
-    stopped = []
+    epochs *= 1e6  # the first epoch always improves
+    last = {}
     for script in (in_torch, in_jax):
-        count = iter(range(40))
 
-        def errors(*_, count=count, script=script):
-            i = next(count)
-            stopped.append((script, i))
-            return torch.tensor(epochs[i]) if script is in_torch else jnp.asarray(epochs[i])
+        def errors(*_, count=iter(range(40)), script=script):  # noqa: B008
+            last[script] = next(count)
+            return torch.tensor(epochs[last[script]]) if script is in_torch else jnp.asarray(epochs[last[script]])
 
         monkeypatch.setattr(script, "holdout_errors", errors)
-    rows, (dynamics, jax_dynamics) = make_rows(30 + BATCH), ensembles
-    args, jax_args = (script.Args(**ARGS, model_max_pretrain_epochs=39) for script in (in_torch, in_jax))
-    holdout = in_torch.split_rows(to_torch(rows[:30]), OBS_DIM, ACTION_DIM)
-    best = in_torch.pretrain_dynamics(dynamics, to_torch(rows[30:]), holdout, args)
-    monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: function)
-    jax_dynamics = jax.tree.map(lambda x: x[None], jax_dynamics)
-    with jax.disable_jit():
-        _, jax_best = in_jax.pretrain_dynamics(
-            jax_dynamics, jax.random.split(jax.random.PRNGKey(0), 1), data_for(rows, 30), jax_args
-        )
-    assert_close(jax_best[0], best)
-    last = {script: max(i for s, i in stopped if s is script) for script in (in_torch, in_jax)}
+    # Instead of training, JAX adds 1 to every weight in every epoch: so they tell from which one they are
+    monkeypatch.setattr(in_jax, "scan_batches", lambda _, carry, *__: (jax.tree.map(lambda x: x + 1, carry[0]), carry[1]))
+    weight = np.asarray(ensembles[1].layers[0].weight)
+    (_, best), (jax_dynamics, jax_best) = pretrain_both(
+        ensembles, make_rows(30 + BATCH), 30, lambda epoch, *_: epoch, model_max_pretrain_epochs=39
+    )
+    assert_close(jax_best, best)
+    assert best[0].item() == pytest.approx(1e6 * 0.95**7) and best[2].item() == 0.5e6
     assert last[in_torch] == last[in_jax] < 39, "this test needs an early stop"
+    kept = (np.asarray(jax_dynamics.layers[0].weight) - weight).mean((1, 2)).round() - 1
+    assert kept[0] == 7 and kept[2] == 3 and epochs[int(kept[1]), 1] == best[1]
 
 
-def test_the_elites_kept_are_the_same(ensembles):
-    dynamics, jax_dynamics = ensembles
-    kept = jax_dynamics.keep(jnp.asarray([0, 2]))
-    assert_same_weights(kept, dynamics.keep(torch.tensor([0, 2])), 0)
+def test_behaviour_cloning_is_the_same(agents, monkeypatch):
+    (agent, jax_agent), rows = agents, make_rows(2 * BATCH + 5)
+    rows[::7, OBS_DIM] = 1.0  # has no finite log pi
+    order = np.random.default_rng(0).permutation(len(rows))
+    monkeypatch.setattr(torch, "randperm", lambda n, device: to_torch(order))
+    monkeypatch.setattr(jax.random, "permutation", lambda key, n: jnp.asarray(order))
+    args, jax_args = (script.Args(**ARGS, bc_epochs=2) for script in (in_torch, in_jax))
+    in_torch.clone_behaviour(agent.actor, to_torch(rows), OBS_DIM, args)
+    actor, keys = jax.tree.map(lambda x: x[None], jax_agent.actor), jax.random.split(jax.random.PRNGKey(0), 1)
+    actor = in_jax.clone_behaviour(actor, keys, jnp.asarray(rows), OBS_DIM, jax_args)
+    assert_nearly_same_weights(in_jax.take(actor, 0), agent.actor, 6, ARGS["policy_lr"])
+    assert not np.allclose(jax_agent.actor.fc3.bias, actor.fc3.bias[0], atol=1e-4), "it has moved"
 
 
 # States
@@ -473,38 +541,50 @@ def test_every_termination_rule_says_the_same_for_tensors_and_arrays():
 
 def test_rows_are_taken_apart_alike():
     rows = make_rows(20)
-    theirs = in_torch.split_rows(to_torch(rows), OBS_DIM, ACTION_DIM)
-    for mine, tensor in zip(in_jax.split_rows(jnp.asarray(rows), OBS_DIM, ACTION_DIM), theirs, strict=True):
+    theirs = in_torch.split_rows(to_torch(rows), OBS_DIM)
+    for mine, tensor in zip(in_jax.split_rows(jnp.asarray(rows), OBS_DIM), theirs, strict=True):
         np.testing.assert_array_equal(mine, tensor.numpy())
 
 
 # Files
+DATASET = SimpleNamespace(obs_mean=np.ones(3, np.float32), obs_std=np.ones(3, np.float32), fingerprint="one")
+
+
+def save_arrays(script, path, tree):
+    run = SimpleNamespace(folder=path.parent, dataset=DATASET, args=SimpleNamespace(env_id="hopper-medium-v2"))
+    run.save = partial(script.Run.save, run)
+    script.Run.save_arrays(run, path.name, script.to_numpy(tree))
+
+
 def test_policies_and_models_are_read_by_both(agents, ensembles, tmp_path):
     (agent, jax_agent), (dynamics, jax_dynamics) = agents, ensembles
-    more = dict(obs_mean=np.ones(3, np.float32), split_seed=7, env_id="hopper-medium-v2")
-    fresh_agent = in_jax.init_agent(jax.random.PRNGKey(1), OBS_DIM, ACTION_DIM, 0.3)
-    for module, fresh in ((agent.actor, fresh_agent.actor), (dynamics, new_ensemble(1))):
-        in_torch.save_arrays(tmp_path / "torch.npz", module, **more)
-        filled, rest = in_jax.load_arrays(tmp_path / "torch.npz", fresh)
-        assert_same_weights(filled, module, 0)
-        assert (int(rest["split_seed"]), str(rest["env_id"])) == (7, "hopper-medium-v2") and len(rest) == 3
-    for tree, module in ((jax_agent.actor, agent.actor), (jax_dynamics, dynamics)):
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+    for module, tree in ((agent.actor, jax_agent.actor), (dynamics, jax_dynamics)):
+        save_arrays(in_torch, tmp_path / "torch.npz", module)
+        assert_same_weights(in_jax.load_arrays(tmp_path / "torch.npz", zeros(tree), DATASET), module, 0)
+        save_arrays(in_jax, tmp_path / "jax.npz", tree)
         with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.zero_()
-        in_jax.save_arrays(tmp_path / "jax.npz", tree, **more)
-        rest = in_torch.load_arrays(tmp_path / "jax.npz", module)
+            for tensor in module.state_dict().values():
+                tensor.zero_()
+        in_torch.load_arrays(tmp_path / "jax.npz", module, DATASET)
         assert_same_weights(tree, module, 0)
-        assert (int(rest["split_seed"]), str(rest["env_id"])) == (7, "hopper-medium-v2") and len(rest) == 3
+        with np.load(tmp_path / "torch.npz") as one, np.load(tmp_path / "jax.npz") as other:
+            assert set(one) == set(other) and str(one["env_id"]) == str(other["env_id"]) == "hopper-medium-v2"
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
 
 
-def test_a_file_of_another_shape_is_refused_by_both(ensembles, tmp_path):
-    dynamics, jax_dynamics = ensembles
-    in_torch.save_arrays(tmp_path / "file.npz", in_torch.Dynamics(MEMBERS, OBS_DIM, ACTION_DIM, 8))
-    with pytest.raises(in_torch.InputError):
-        in_torch.load_arrays(tmp_path / "file.npz", dynamics)
-    with pytest.raises(in_jax.InputError, match="has shape"):
-        in_jax.load_arrays(tmp_path / "file.npz", jax_dynamics)
+def test_a_file_of_another_shape_or_dataset_is_refused_by_both(ensembles, tmp_path):
+    path, another = tmp_path / "file.npz", SimpleNamespace(**vars(DATASET) | {"fingerprint": "another"})
+    save_arrays(in_torch, path, ensembles[0])
+    for script, part in zip((in_torch, in_jax), ensembles, strict=True):
+        script.load_arrays(path, part, DATASET)
+        with pytest.raises(script.InputError, match="trained on another dataset"):
+            script.load_arrays(path, part, another)
+    save_arrays(in_torch, path, in_torch.Dynamics(MEMBERS, OBS_DIM, ACTION_DIM, 8))
+    for script, part in zip((in_torch, in_jax), ensembles, strict=True):
+        with pytest.raises(script.InputError, match="does not hold what this run needs.*shape"):
+            script.load_arrays(path, part, DATASET)
 
 
 @pytest.mark.parametrize("source, target", [(in_torch, in_jax), (in_jax, in_torch)], ids=["torch to jax", "jax to torch"])
@@ -522,3 +602,143 @@ def test_a_model_pretrained_by_one_script_is_trained_on_by_the_other(source, tar
     assert errors[1] == pytest.approx(errors[0], rel=1e-5)
     for name, array in first.dynamics_pretrained.items():
         np.testing.assert_array_equal(array, second.dynamics[name])
+
+
+# --num-seeds of the JAX script: several seeds in one call end as their single runs do
+PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-interval", 1, "--save-model"]
+PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4, "--batch-size", 12]
+CLOCKS = ("seconds", "charts/SPS", "charts/model_SPS")
+several_seeds = pytest.mark.xdist_group("seeds")  # one process trains the three seeds
+
+
+def train(*arguments):
+    """Runs the JAX script in this folder and returns the folders it made, by seed, oldest first."""
+    before = set(Path("runs").glob("*"))
+    in_jax.main(in_jax.parse_args([*map(str, arguments)]))
+    return sorted(folder.resolve() for folder in set(Path("runs").glob("*")) - before)
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    """The folders of three seeds that were trained at once: for two iterations, and stopped after the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("seeds"))
+        write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+        flags = [*PENDULUM, "--num-seeds", 3]
+        yield train(*flags), train(*flags, "--total-iterations", 1, "--exp-name", "stopped")
+
+
+@pytest.fixture
+def beside_three_seeds(three_seeds, monkeypatch):
+    monkeypatch.chdir(three_seeds[0][0].parent.parent)
+
+
+def numbers(rows):
+    return [[float(x) for key, value in row.items() if key not in CLOCKS for x in value.split()] for row in rows]
+
+
+def assert_same_run(one, other, rtol, atol=0.0):
+    """The same files with the same content, up to the order in which floating point numbers are added."""
+    one, other = read_run(one), read_run(other)
+    names = ({path.name for path in run.folder.iterdir() if "tfevents" not in path.name} for run in (one, other))
+    assert len({frozenset(files - {"seeds.json"}) for files in names}) == 1
+    for kind in ("metrics", "evaluations"):
+        rows = getattr(one, kind), getattr(other, kind)
+        assert rows[0] and list(rows[0][0]) == list(rows[1][0])
+        np.testing.assert_allclose(numbers(rows[0]), numbers(rows[1]), rtol=rtol, atol=atol)
+    assert {**one.args, "exp_name": None} == {**other.args, "exp_name": None}
+    assert one.result["status"] == other.result["status"]
+    for kind in ("policy", "dynamics", "dynamics_pretrained", "checkpoint"):
+        arrays = getattr(one, kind), getattr(other, kind)
+        assert set(arrays[0]) == set(arrays[1])
+        for name in set(arrays[0]) - {"settings", "seconds"}:
+            if arrays[0][name].dtype.kind == "f":
+                np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=rtol, atol=atol, err_msg=name)
+            else:
+                np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
+
+
+@several_seeds
+def test_three_seeds_at_once_are_three_single_runs(three_seeds, beside_three_seeds):
+    """Pretraining, cloning, training, evaluation and every file."""
+    together, _ = three_seeds
+    assert [folder.name.split("__")[2] for folder in together] == ["4", "5", "6"]
+    for seed, folder in zip((4, 5, 6), together, strict=True):
+        (single,) = train(*PENDULUM, "--seed", seed, "--exp-name", f"single{seed}")
+        assert_same_run(folder, single, rtol=1e-3, atol=1e-4)
+    policies = [read_run(folder).policy["fc1.weight"] for folder in together]
+    assert not any(np.array_equal(policies[0], policy) for policy in policies[1:])
+
+
+@several_seeds
+def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch):
+    straight, stopped = three_seeds
+    monkeypatch.chdir(shutil.copytree(stopped[0].parent.parent, tmp_path, dirs_exist_ok=True))
+    first, second, third = (f"runs/{folder.name}" for folder in stopped)
+    train("--resume", second, "--total-iterations", 2)
+    assert_same_run(straight[1], Path(second), rtol=1e-3, atol=1e-4)
+    with pytest.raises(in_jax.InputError, match="at different iterations"):
+        train("--resume", first, "--num-seeds", 3, "--total-iterations", 3)
+    with pytest.raises(in_jax.InputError, match="not the first folder of 4 seeds"):
+        train("--resume", first, "--num-seeds", 4, "--total-iterations", 3)
+    shutil.rmtree(second)
+    shutil.copytree(stopped[1], second)
+    train("--resume", first, "--num-seeds", 3, "--total-iterations", 2)
+    for one, other in zip(straight, (first, second, third), strict=True):
+        assert_same_run(one, Path(other), rtol=0)
+
+
+@several_seeds
+def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(three_seeds, beside_three_seeds, monkeypatch):
+    original = in_jax.compile_ahead
+
+    def poisoned(*arguments):
+        """The second seed reports a value without bounds in the second iteration."""
+        iterate = original(*arguments)
+
+        def poisoned_iteration(state, iteration, *rest):
+            state, metrics = iterate(state, iteration, *rest)
+            name = "losses/max_abs_qf_value"
+            return state, metrics | {name: metrics[name].at[1].set(jnp.where(iteration == 1, 1e11, 1.0))}
+
+        return poisoned_iteration
+
+    model, flags = read_run(three_seeds[0][0]).dynamics_pretrained, ["--num-seeds", 3, "--exp-name", "diverging"]
+    flags += ["--load-model", three_seeds[0][0] / "dynamics_pretrained.npz"]
+    monkeypatch.setattr(in_jax, "compile_ahead", poisoned)
+    with pytest.raises(in_jax.Diverged, match="iteration 2: largest .Q. 1e.11, see .*__5__"):
+        train(*PENDULUM, *flags)
+    runs = [read_run(folder) for folder in sorted(Path("runs").glob("*__diverging__*"))]
+    assert [run.result["status"] for run in runs] == ["finished", "diverged", "finished"]
+    assert [len(run.metrics) for run in runs] == [2, 2, 2]
+    assert [len(run.evaluations) for run in runs] == [3, 2, 3]
+    assert [(run.folder / "policy.npz").exists() for run in runs] == [True, False, True]
+    for run in runs:
+        assert all(np.array_equal(array, run.dynamics_pretrained[name]) for name, array in model.items())
+    assert not np.array_equal(runs[0].policy["fc1.weight"], runs[2].policy["fc1.weight"])
+
+
+def test_a_seed_that_has_stopped_pretraining_keeps_its_weights_while_others_go_on(monkeypatch):
+    """The first seed's error never falls, so it stops after 11 more epochs; the second one's falls in every epoch."""
+    rows, keys = jax.random.normal(jax.random.PRNGKey(0), (32, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
+    seeds = jax.jit(jax.vmap(lambda key: in_jax.Dynamics(2, 3, 1, 8, in_jax.nnx.Rngs(key))))(keys)
+    seeds.min_log_var = in_jax.nnx.Param(seeds.min_log_var - 50 * jnp.arange(2.0)[:, None])  # tells them apart
+
+    def errors(dynamics, holdout):
+        falling = jnp.exp(-20 * jnp.abs(dynamics.max_log_var - 1).sum()) * jnp.ones(2)  # training moves the bound steadily
+        return jnp.where(dynamics.min_log_var.mean() < -30, falling, jnp.ones(2))
+
+    def pretrain(epochs, *members):
+        args = in_jax.Args(num_models=2, num_elites=1, batch_size=16, model_max_pretrain_epochs=epochs)
+        some, holdout = jnp.asarray(members), in_jax.split_rows(rows[:10], 3)
+        dynamics = jax.tree.map(lambda x: x[some], seeds)
+        return in_jax.pretrain_dynamics(dynamics, keys[some], rows, holdout, args)[0]
+
+    monkeypatch.setattr(in_jax, "holdout_errors", errors)
+    shorter, longer = (pretrain(epochs, 0, 1) for epochs in (13, 20))
+    for one, other in zip(*map(jax.tree.leaves, (shorter, longer)), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+    assert not np.array_equal(shorter.max_log_var[1], longer.max_log_var[1]), "the other seed must still be learning"
+    for i in (0, 1):
+        for one, other in zip(*map(jax.tree.leaves, (longer, pretrain(20, i))), strict=True):
+            np.testing.assert_allclose(one[i], other[0], rtol=1e-3, atol=1e-4)

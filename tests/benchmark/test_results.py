@@ -1,0 +1,151 @@
+"""What is published comes from the logs: tables, report and figures are made again, the texts checked against the logs."""
+
+import csv
+import json
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, run_script
+from PIL import Image
+
+pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
+import report
+
+BENCHMARK = ROOT / "benchmark"
+LOGS = sorted(path for path in (BENCHMARK / "results").glob("*.csv"))
+REPORT = (BENCHMARK / "results" / "report.md").read_text(encoding="utf-8")
+RESULTS = (BENCHMARK / "results.md").read_text(encoding="utf-8")
+RUNAWAY = (BENCHMARK / "runaway_values.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def runs() -> report.Runs:
+    return report.group_runs(report.read(BENCHMARK / "results"), unfinished=False)[0]
+
+
+def same_picture(name: str, folder) -> bool:
+    pictures = [np.asarray(Image.open(where / name)) for where in (folder, BENCHMARK / "figures")]
+    return np.array_equal(*pictures)
+
+
+def test_the_command_in_results_md_makes_tables_report_and_figures_again(tmp_path, monkeypatch):
+    """The tables are taken out of the page first; the command is the one that the page names."""
+    shutil.copytree(BENCHMARK, tmp_path / "benchmark", ignore=shutil.ignore_patterns("figures", "datasets", "report.md"))
+    shutil.copy(ROOT / "rambo_continuous.py", tmp_path)
+    page = tmp_path / "benchmark" / "results.md"
+    page.write_text(re.sub(r"^\|.*\n", "", RESULTS, flags=re.M), encoding="utf-8")
+    (command,) = re.findall(r"^python (benchmark/report.py .* --tables .*)$", RESULTS, re.M)
+    monkeypatch.chdir(tmp_path)
+    result = run_script(*command.split())
+    assert result.returncode == 0, result.stderr
+    assert page.read_text(encoding="utf-8") == RESULTS
+    assert (tmp_path / "benchmark" / "results" / "report.md").read_text(encoding="utf-8") == REPORT
+    figures = sorted(path.name for path in (tmp_path / "benchmark" / "figures").glob("*.png"))
+    assert figures == sorted(["learning_curves.png", *(f"{log.stem}.png" for log in LOGS)])
+    assert [name for name in figures if not same_picture(name, tmp_path / "benchmark" / "figures")] == []
+
+
+def test_the_command_in_runaway_values_md_makes_its_table_and_figure_again(tmp_path):
+    result = run_script(BENCHMARK / "runaway_values.py", "--figure", tmp_path / "runaway_values.png")
+    assert result.returncode == 0, result.stderr
+    assert f"<!-- passing runs -->\n\n{result.stdout.strip()}\n\n<!-- end -->" in RUNAWAY
+    assert same_picture("runaway_values.png", tmp_path)
+
+
+def test_every_log_is_on_the_page_with_its_table_and_figure():
+    assert sorted(re.findall(r"^## (.*)$", RESULTS, re.M)) == [log.stem for log in LOGS]
+    for log in LOGS:
+        section = RESULTS.split(f"\n## {log.stem}\n")[1].split("\n## ")[0]
+        assert f"<!-- {log.stem} -->\n\n| " in section and f"(figures/{log.stem}.png)" in section
+
+
+@pytest.mark.parametrize("log", LOGS, ids=lambda log: log.stem)
+def test_a_log_is_complete_and_its_ratios_follow_from_its_rewards(log):
+    """Every iteration of a finished run has a row; methods bear the names that their arguments give them."""
+    rewards = json.loads(report.args_path(log).read_text(encoding="utf-8"))["rewards"]
+    runs = report.read(log)
+    report.group_runs(runs, unfinished=True)
+    with log.open(encoding="utf-8", newline="") as file:
+        names = list(dict.fromkeys((row["method"], int(row["seed"])) for row in csv.DictReader(file)))
+    assert [(run.method.name, run.seed) for run in runs] == names
+    for run in runs:
+        assert run.args["env_id"] == log.stem and run.status in ("finished", "diverged", "unfinished")
+        if run.status == "finished":
+            assert [int(row["iteration"]) for row in run.rows] == list(range(run.args["total_iterations"] + 1))
+        iterations, q = run.curve("losses/qf_values")
+        ratios = [report.value_bound_ratio(value, rewards, run.args["gamma"]) for value in q]
+        assert np.allclose(run.curve(report.RATIO)[1], ratios, rtol=1e-5)
+
+
+def test_the_rewards_of_the_bundled_log_are_its_own():
+    with h5py.File(BENCHMARK / "datasets" / "hopper_mini-v2.hdf5") as file:
+        rewards = file["rewards"][:]
+    stored = json.loads((BENCHMARK / "results" / "hopper-mini-v2.args.json").read_text(encoding="utf-8"))["rewards"]
+    assert stored == {"min": rewards.min(), "max": rewards.max()}
+
+
+def test_every_mean_and_std_of_the_pages_is_in_the_report():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Results\n")[1].split("\n## ")[0]
+    found = re.findall(r"-?\d[\d.e+]* ± \d[\d.e+]*\d", (readme + RESULTS + RUNAWAY).replace("−", "-"))
+    assert len(found) > 80
+    missing = [value for value in found if not re.search(rf"(?<![\d.-]){re.escape(value)}(?![\d.])", REPORT)]
+    assert missing == []
+
+
+def of(runs: report.Runs, log: str, name: str) -> list[report.Run]:
+    (group,) = [group for (dataset, method), group in runs.items() if (dataset, method.name) == (log, name)]
+    return group
+
+
+def test_numbers_in_the_text_of_the_results(runs):
+    gaps = [run.curve("charts/value_gap") for run in of(runs, "hopper-sbx-medium-replay-v2", "RAMBO, k = 5, λ = 0.0003, JAX")]
+    since = [int(iterations[values <= 0][-1]) + 1 for iterations, values in gaps[:4]]
+    assert "for good from iterations {}, {}, {} and {} on".format(*since) in RESULTS
+    assert "ends at {:.0f}, {:.0f}, {:.0f} and {:.0f}.".format(*(values[-1] for _, values in gaps[:4])) in RESULTS
+    for log, best in (("halfcheetah-sbx-medium-replay-v2", 42.2), ("halfcheetah-sbx-medium-v2", 43.7)):
+        scores = [run.scores for run in of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX")]
+        since = [int(iterations[values <= best][-1]) + 1 for iterations, values in scores]
+        assert f"best episode {best}." in RESULTS and "from iterations {}, {} and {} on".format(*since) in RESULTS
+    names = [f"RAMBO, k = 5, λ = {weight}, JAX" for weight in ("1e-09", "0.0003", "0")]
+    scores = [of(runs, "halfcheetah-sbx-medium-v2", name)[0].mean_of_last for name in names]
+    text = "seed 1 has {:.1f}, with λ = 3e-4 {:.1f}, with the frozen model {:.1f}."
+    assert text.format(*scores) in RESULTS
+
+
+def test_numbers_in_the_text_on_runaway_values(runs):
+    passing = [(log, run) for (log, _), group in runs.items() for run in group if run.bound_passed]
+    gaps, below = [], 0
+    for log, run in passing:
+        at = run.scores[0] == run.bound_passed
+        gaps.append(run.curve("charts/value_gap")[1][at].item())
+        cloned = of(runs, log, "behaviour cloning, 50 epochs, JAX")
+        below += run.scores[1][at].item() < np.mean([clone.mean_of_last for clone in cloned])
+    assert f"its value gap is at least {min(gaps):.0f}, and in {below} of the {len(passing)} its score is below" in RUNAWAY
+    log = "halfcheetah-sbx-medium-v2"
+    good = [run for run in of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX") + of(runs, log, "RAMBO, k = 5, λ = 1e-09, JAX")]
+    good += of(runs, "halfcheetah-sbx-medium-replay-v2", "RAMBO, k = 5, λ = 0.0003, JAX")
+    assert f"good runs stay at {max(report.largest_ratios([run for run in good if not run.bound_passed])):.2f} of" in RUNAWAY
+    (exception,) = [run for run in good if run.bound_passed]
+    iterations, ratios = exception.curve(report.RATIO)
+    above = iterations[ratios > 1]
+    assert f"from iteration {above[0]} to {above[-1]}, overestimates by" in RUNAWAY and len(above) == above[-1] - above[0] + 1
+    at = exception.scores[0] == above[0]
+    gap = exception.curve("charts/value_gap")[1][at].item()
+    assert f"overestimates by {gap:.0f} as it does, with a score of {exception.scores[1][at].item():.1f}," in RUNAWAY
+    missed = of(runs, "hopper-sbx-medium-replay-v2", "RAMBO, k = 5, λ = 0.0003, JAX")[0]
+    (ratio,) = report.largest_ratios([missed])
+    assert (
+        f"A gap of {missed.curve('charts/value_gap')[1][-1]:.0f} (Hopper medium-replay, seed 1) stays at {ratio:.2f}"
+        in RUNAWAY
+    )
+    short, long = [], []
+    for (log, method), group in runs.items():
+        if method.pair and method.pair[0] > 5:
+            long += [run.bound_passed is not None for run in group]
+        elif method.pair and log in ("hopper-sbx-medium-v2", "walker2d-sbx-medium-v2"):
+            short += [run.bound_passed is not None for run in group]
+    assert long and not any(long) and "no run on any log passes it" in RUNAWAY
+    assert f"{sum(short)} of the {len(short)} runs with k = 5 do" in RUNAWAY
