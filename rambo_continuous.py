@@ -1305,12 +1305,9 @@ class Run:
         """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
             iteration, seconds, future = self.pending.popleft()
-            try:
-                metrics = future.result()
-            except BrokenExecutor as error:
-                raise InputError(
-                    f"a process that evaluates died (out of memory?): go on with --resume {self.folder} --eval-workers 0"
-                ) from error
+            if isinstance(future.exception(), BrokenExecutor):
+                raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
+            metrics = future.result()
             self.log(iteration, metrics | {"seconds": round(seconds, 1)}, "evaluations.csv")
             self.score = metrics["charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"]
 

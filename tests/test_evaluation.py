@@ -103,6 +103,7 @@ def test_results_are_logged_in_order_with_their_iteration(run):
 def test_evaluations_are_waited_for_when_too_many_are_under_way(run, monkeypatch):
     run.evaluate(0, {"weight": np.ones(3)})
     monkeypatch.setattr(Future, "result", lambda future: metrics_of(5.0))  # what waiting gives
+    monkeypatch.setattr(Future, "exception", lambda future: None)
     run.collect()
     assert logged(run) == []
     run.collect(0)
@@ -135,7 +136,7 @@ def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
 
 def test_the_value_bound(run, capsys):
     rewards = run.dataset.rows[:, 4]  # 3 observations, an action
-    for lowest, highest, q, ratio in [
+    for low, high, q, ratio in [
         (0, 2, 100, 0.5),
         (-2, 0, -300, 1.5),
         (-1, 2, -50, 0.5),
