@@ -786,20 +786,19 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"--resume {args.resume}: no usable args.json there"):
             defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
     args = tyro.cli(Args, args=argv, default=defaults)
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiling, cxx = getattr(args, "compile", False), {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or cxx
     rules = {
         "--seed must be below 2**32": args.seed < 2**32,
         "--gamma must be below 1": args.gamma < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
-        "--rollout-batch-size must be a multiple of --num-elites": args.rollout_batch_size % max(args.num_elites, 1) == 0,
+        "--rollout-batch-size must be a multiple of --num-elites": args.rollout_batch_size % (args.num_elites or 1) == 0,
         "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
         "--wandb-entity makes no sense without --track": not args.wandb_entity or args.track,
         "--track needs wandb: pip install wandb": not args.track or find_spec("wandb"),
         "--capture-video needs moviepy: pip install moviepy": not args.capture_video or find_spec("moviepy"),
-        f"--compile needs a C++ compiler: install {compiler}, or set CXX": (
-            not getattr(args, "compile", False) or shutil.which(compiler.split()[-1])
-        ),
+        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiling or shutil.which(compiler.split()[-1]),
     }
     for name, value in vars(args).items():
         flag, old = f"--{name.replace('_', '-')}", getattr(defaults, name)
@@ -997,21 +996,19 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
         if len({len(column) for column in data.values()}) > 1:
-            raise InputError(f"{path}: its arrays differ in length: { {key: column.shape for key, column in data.items()} }")
+            raise InputError(f"{path}: its arrays differ in length: {[column.shape for column in data.values()]}")
         for key in {"rewards", "terminals", "timeouts"} & data.keys():  # many recorders write [N, 1]
             data[key] = data[key].squeeze(1) if data[key].shape[1:] == (1,) else data[key]
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
         steps, terminals = np.arange(len(data["terminals"])), data["terminals"].astype(bool)
         timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool)
-        first_steps = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
-        data["timeouts"] = timeouts | ((steps - first_steps) % time_limit == time_limit - 1)
+        starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
+        data["timeouts"] = timeouts | ((steps - starts) % time_limit == time_limit - 1)
         if "next_observations" not in data:
             # Row i + 1 holds row i's next observation; where an episode ends it is lost, so the row is dropped
             last = terminals | data["timeouts"] | (steps == len(steps) - 1)
-            print(
-                f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes"
-            )
+            print(f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes")
             data["next_observations"] = np.roll(data["observations"], -1, axis=0)
             data = {key: column[~last] for key, column in data.items()}
     return data
@@ -1060,13 +1057,14 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
     mean, std = (f(data["observations"], axis=0, dtype=np.float64).astype(np.float32) for f in (np.mean, np.std))
     std += np.float32(1e-3)
     states, next_states = ((data[key] - mean) / std for key in ("observations", "next_observations"))
-    rows = np.concatenate([states, actions, data["rewards"][:, None], next_states, flagged[:, None]], 1, dtype=np.float32)
-    fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in sorted(data.keys() - {"timeouts"}))).hexdigest()
+    columns = [states, actions, data["rewards"][:, None], next_states, flagged[:, None]]
+    rows = np.concatenate(columns, 1, dtype=np.float32)
+    fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in (*widths, "rewards", "terminals"))).hexdigest()
     episode_ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
     returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[episode_ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
-    print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals contradict the rule")
+    print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals against the rule")
     return Dataset(rows, mean, std, obs_dim, action_dim, fingerprint)
 
 
@@ -1101,11 +1099,9 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
     return 100 * (returns - random) / (expert - random)
 
 
-def numpy_policy(
-    agent: dict[str, np.ndarray], obs_mean: np.ndarray, obs_std: np.ndarray, observations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def numpy_policy(agent: dict[str, np.ndarray], observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The policy's mode [n, A] at un-normalised observations [n, O], and min_i Q_i there [n]: for other processes."""
-    states = (observations - obs_mean) / obs_std
+    states = (observations - agent["obs_mean"]) / agent["obs_std"]
     x = np.maximum(states @ agent["actor.fc1.weight"].T + agent["actor.fc1.bias"], 0)
     x = np.maximum(x @ agent["actor.fc2.weight"].T + agent["actor.fc2.bias"], 0)
     mean, _ = np.split(x @ agent["actor.fc3.weight"].T + agent["actor.fc3.bias"], 2, -1)
@@ -1182,6 +1178,7 @@ class Run:
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
         self.settings = json.dumps([fixed_settings(args), dataset.fingerprint])  # of which a checkpoint must be
         self.pending, self.evaluated, self.score, self.warned = deque(), -1, math.nan, False
+        self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
         self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder()
@@ -1208,8 +1205,8 @@ class Run:
         args, name = self.args, re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
         try:
             with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
-                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
-                import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name)
+                import_module("wandb").init(**where, resume="allow", config=vars(args), sync_tensorboard=True)
         except InputError:
             if not args.resume:
                 shutil.rmtree(self.folder)
@@ -1217,7 +1214,7 @@ class Run:
 
     @cached_property
     def writer(self) -> SummaryWriter:
-        # Written here and now: with its own thread, a full disk would be a traceback, and then a queue that nobody empties
+        # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
         EventFileWriter.add_event = lambda writer, event: writer._ev_writer.write_event(event)
         writer = SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
@@ -1277,7 +1274,7 @@ class Run:
         largest = values.get("losses/max_abs_qf_value", 0)
         if not all(map(math.isfinite, values.values())) or largest > 1e10:
             self.finish("diverged")
-            raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}/metrics.csv")
+            raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}")
 
     def value_bound_ratio(self, iteration: int, mean_q: float) -> float:
         """The mean Q over the largest value that the log's rewards allow, r_max / (1 - gamma); below 0 the smallest."""
@@ -1288,20 +1285,20 @@ class Run:
         if ratio > 1 and not self.warned:
             self.warned = True
             tqdm.write(
-                f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is beyond what the log's rewards allow: it runs"
-                " away. Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md"
+                f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
+                " Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md"
             )
         return ratio
 
     def policy(self, weights: dict[str, np.ndarray]) -> Callable:
-        return partial(numpy_policy, weights, self.dataset.obs_mean, self.dataset.obs_std)
+        return partial(numpy_policy, weights | {"obs_mean": self.dataset.obs_mean, "obs_std": self.dataset.obs_std})
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
         if iteration <= self.evaluated:  # before it was resumed
             return
-        policy = self.policy({name: array.copy() for name, array in weights.items()})  # the next update may write over them
+        policy = self.policy({name: array.copy() for name, array in weights.items()})  # before the next update
         future = self.pool.submit(run_evaluation, self.args, policy, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
@@ -1313,19 +1310,18 @@ class Run:
                 raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
             metrics = future.result()
             self.log(iteration, metrics | {"seconds": round(seconds, 1)}, "evaluations.csv")
-            self.score = metrics["charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"]
+            self.score = metrics[self.score_name]
 
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
         paths = self.folder / "evaluations.csv", self.folder / "metrics.csv"
         evaluations, metrics = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in paths)
-        name = "charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"
-        scores = [float(row[name]) for row in evaluations]
+        scores = [float(row[self.score_name]) for row in evaluations]
         ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in metrics}
         result = {
             "status": status,
-            "score": name,
+            "score": self.score_name,
             "iteration": int(evaluations[-1]["iteration"]) if scores else None,
             "last": scores[-1] if scores else None,
             "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
@@ -1336,8 +1332,9 @@ class Run:
         self.writer.close()
         self.lock.release(force=True)
         if status == "finished" and scores:
-            print(f"Iteration {result['iteration']}: {name} {scores[-1]:.1f} (mean of {self.args.eval_episodes} episodes)")
-            print(f"Mean of the last {len(scores[-10:])} evaluations: {name} {result['mean_of_last_10']:.1f}")
+            last = f"Iteration {result['iteration']}: {self.score_name} {scores[-1]:.1f}"
+            print(f"{last} (mean of {self.args.eval_episodes} episodes)")
+            print(f"Mean of the last {len(scores[-10:])} evaluations: {self.score_name} {result['mean_of_last_10']:.1f}")
         print(f"Run folder: {self.folder}")
 
 
@@ -1351,7 +1348,8 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
         env.render()
     if policy:
         env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
-        evaluate(lambda observations: policy(observations)[0], gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
+        envs = gym.vector.SyncVectorEnv([lambda: env])
+        evaluate(lambda observations: policy(observations)[0], envs, args.seed, args.gamma)
     env.close()
 
 
@@ -1366,7 +1364,8 @@ if __name__ == "__main__":
         message, code = f"error: {problem}", 3
     except KeyboardInterrupt:
         saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
-        message, code = f"interrupted: --resume {saved[0]} goes on" if saved else "interrupted before the first checkpoint", 1
+        way_on = f": --resume {saved[0]} goes on" if saved else " before the first checkpoint"
+        message, code = f"interrupted{way_on}", 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

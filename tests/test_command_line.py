@@ -359,7 +359,7 @@ def test_a_finished_run_can_be_resumed_to_no_effect(rambo):
 @pytest.mark.parametrize("checkpoints", [True, False])
 def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on_if_it_can(script, checkpoints):
     command = [sys.executable, str(script), *map(str, PENDULUM), "--total-iterations", "100000"]
-    command += [] if checkpoints else ["--model-max-pretrain-epochs", "100000", "--model-lr", "1e-9"]
+    command += [] if checkpoints else ["--checkpoint-interval", "0"]
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **default)
@@ -378,7 +378,7 @@ def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on_if_it_can(script, 
 
 def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     """Only the first digit of iteration 12 is left, which would be iteration 1."""
-    flags = [*PENDULUM, "--total-iterations", 12, "--checkpoint-interval", 11]
+    flags = [*PENDULUM, "--total-iterations", 12, "--checkpoint-interval", 11, "--eval-interval", 1]
     straight = read_run(run_here(rambo, *flags, "--exp-name", "straight", "--save-model"))
     folder = run_here(rambo, *flags, "--exp-name", "cut", "--save-model", "--total-iterations", 11)
     for name in ("metrics.csv", "evaluations.csv"):
@@ -418,9 +418,10 @@ def test_a_checkpoint_goes_on_where_there_is_a_gpu_and_where_there_is_none(monke
         torch.save(checkpoint, folder / "checkpoint.pt")
     else:
         rambo = types.ModuleType("rambo_on_a_gpu")
+        rambo.__file__ = str(path)
         monkeypatch.setitem(sys.modules, rambo.__name__, rambo)
         code = path.read_text().replace('device.type == "cuda"', "True")  # what the lines ask on a GPU
-        exec(compile(code, path, "exec"), rambo.__dict__ | {"__file__": str(path)}, rambo.__dict__)
+        exec(compile(code, path, "exec"), rambo.__dict__)
         monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(16, dtype=torch.uint8))
     run_here(rambo, "--resume", folder, "--total-iterations", 3)
     assert read_run(folder).result["iteration"] == 3
