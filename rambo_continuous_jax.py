@@ -1291,7 +1291,7 @@ class Run:
         self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder()
-            self.lock = FileLock(self.folder / ".lock", timeout=0)
+            self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
             self.lock.acquire()
             for name in ("metrics.csv", "evaluations.csv"):
                 (self.folder / name).touch()
@@ -1346,7 +1346,7 @@ class Run:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
         temporary = self.folder / f"{name}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with explain(f"{self.folder / name} cannot be written: is the disk full?"), temporary.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -1440,7 +1440,7 @@ class Run:
         }
         self.save_json("result.json", result)
         self.writer.close()
-        self.lock.release()
+        self.lock.release(force=True)
         if status == "finished" and scores:
             print(f"Iteration {result['iteration']}: {name} {scores[-1]:.1f} (mean of {self.args.eval_episodes} episodes)")
             print(f"Mean of the last {len(scores[-10:])} evaluations: {name} {result['mean_of_last_10']:.1f}")
