@@ -136,7 +136,7 @@ def yardstick_loop(problem: Problem) -> tuple[dict[str, Callable], Callable]:
     return {"agent": agent_updates, "adversarial": model_updates, "rollout": rollouts}, policy
 
 
-def torch_loop(problem: Problem, flags: list[str]) -> dict[str, Callable]:
+def torch_loop(problem: Problem, flags: list[str]) -> tuple[dict[str, Callable], Callable]:
     """rambo_continuous.py: its functions, called as its main does."""
     args = replace(problem.args, compile="compile" in flags, cudagraphs="graphs" in flags)
     obs_dim, action_dim, device = problem.obs_dim, problem.action_dim, torch.device(problem.device)
@@ -197,11 +197,9 @@ def torch_loop(problem: Problem, flags: list[str]) -> dict[str, Callable]:
     def rollouts() -> None:
         buffer[0], _ = rambo.rollout_models(agent, dynamics, rows, terminated, args)
 
-    def policy(observations: np.ndarray) -> np.ndarray:
-        return rambo.numpy_policy(rambo.to_numpy(agent), problem.obs_mean, problem.obs_std, observations)[0]
-
+    weights = rambo.to_numpy(agent)
     functions = {"agent": agent_updates, "adversarial": model_updates, "rollout": rollouts}
-    return functions, policy
+    return functions, lambda x: rambo.numpy_policy(weights, problem.obs_mean, problem.obs_std, x)[0]
 
 
 def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable]:
