@@ -2,11 +2,11 @@
 # All that concerns a GPU, in ten minutes. Without one: ALLOW_CPU=1 and small settings.
 #
 #   benchmark/gpu.sh                    # everything; results in $OUT (default: benchmark/results/gpu), summary.md first
-#   benchmark/gpu.sh tests speed runs long
+#   benchmark/gpu.sh tests speed kernels runs long
 #
 # tests  the GPU tests of tests/test_compile.py
-# speed  benchmark/speed.py: every update by itself, the card's float32 speed, the instructions in JAX's loops
-# runs   real runs on the Hopper log by $PATHS; seconds of an iteration, memory, 2,000 iterations extrapolated
+# speed, kernels  benchmark/speed.py: every update by itself and the card's float32 speed; the instructions in JAX's loops
+# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory
 # long   the rest of the time: a paper-length run of JAX on each of $DATASETS, with $NUM_SEEDS seeds; their checkpoints come
 #        back in $OUT, a file for each seed, and RESUME=folder-with-these-files goes on from there in the next ten minutes
 #
@@ -26,7 +26,7 @@ NUM_SEEDS=${NUM_SEEDS:-2}
 read -ra speed_args <<<"${SPEED_ARGS:-}"
 read -ra run_args <<<"${RUN_ARGS:-}"
 read -ra long_args <<<"${LONG_ARGS:-}"
-[ $# -gt 0 ] || set -- tests speed runs long
+[ $# -gt 0 ] || set -- tests speed kernels runs long
 
 "$PYTHON" - "${ALLOW_CPU:-}" <<'END' || exit 1
 import sys
@@ -35,18 +35,19 @@ from importlib.util import find_spec
 names = "torch jax flax optax numpy gymnasium mujoco h5py filelock tyro tqdm tensorboardX pytest".split()
 if missing := [name for name in names if not find_spec(name)]:
     sys.exit(f"missing: {' '.join(missing)} (pip install them, or put them on PYTHONPATH)")
-import jax
-import torch
+if not sys.argv[1]:
+    import jax
+    import torch
 
-if not sys.argv[1] and not (torch.cuda.is_available() and jax.default_backend() == "gpu"):
-    sys.exit('missing: a GPU that torch and jax see (pip install "jax[cuda13]")')
+    if not torch.cuda.is_available() or jax.default_backend() != "gpu":
+        sys.exit('missing: a GPU that torch and jax see (pip install "jax[cuda13]")')
 END
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$OUT" "$work/logs" "$work/long"
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
-export JAX_COMPILATION_CACHE_DIR=$work/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 printf '| step | result | seconds | GPU memory, MB |\n| --- | --- | --- | --- |\n' >"$work/steps.md"
 failed=0
 
@@ -97,10 +98,8 @@ fi
 for part in "$@"; do
   case $part in
     tests) step tests 120 "$PYTHON" -m pytest -v -p no:cacheprovider -k "gpu or graph" tests/test_compile.py ;;
-    speed)
-      step speed 240 "$PYTHON" benchmark/speed.py --updates 200 --output "$work/speed.json" "${speed_args[@]}"
-      step kernels 60 "$PYTHON" benchmark/speed.py --count-kernels --loops jax-1 jax-8 --output "$work/kernels.json" "${speed_args[@]}"
-      ;;
+    speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 200 --output "$work/speed.json" "${speed_args[@]}" ;;
+    kernels) step kernels 60 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
     runs)
       for path in $PATHS; do
         case $path in
@@ -122,7 +121,7 @@ for part in "$@"; do
       ;;
     long)
       wait "${rebuilds[@]}" # a log that could not be rebuilt is missed below
-      for file in ${RESUME:+"$RESUME"/*.tar.gz}; do tar xzf "$file" -C "$work/long"; done
+      for file in ${RESUME:+"$RESUME"/*__*.tar.gz}; do tar xzf "$file" -C "$work/long"; done
       cd "$work/long" || exit
       declare -A pids
       for env_id in $DATASETS; do # at the same time; each leaves a checkpoint every 20 iterations, whenever it is stopped

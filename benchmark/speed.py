@@ -106,7 +106,8 @@ def available_loops(device: str) -> list[str]:
     can_compile = importlib.util.find_spec("triton") if device == "cuda" else shutil.which("g++") or shutil.which("clang++")
     loops = ["yardstick", "torch"] + ["torch-compile"] * bool(can_compile) + ["torch-graphs"] * (device == "cuda")
     loops += ["torch-compile-graphs"] * bool(can_compile and device == "cuda")
-    return loops + ["jax-1", "jax-8" if device == "cuda" else "jax-4"] * all(map(importlib.util.find_spec, ("jax", "flax", "optax")))
+    has_jax = all(map(importlib.util.find_spec, ("jax", "flax", "optax")))
+    return loops + ["jax-1", "jax-8" if device == "cuda" else "jax-4"] * has_jax
 
 
 def build_before(args: Args, names: list[str]) -> dict[str, dict[str, Callable]]:
