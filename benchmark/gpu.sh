@@ -6,7 +6,8 @@
 #
 # tests  the GPU tests of tests/test_compile.py
 # speed, kernels  benchmark/speed.py: every update by itself and the card's float32 speed; the instructions in JAX's loops
-# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory
+# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory. torch and
+#        torch-compile are for the patient: 50 updates an iteration
 # long   the rest of the time: a paper-length run of JAX on each of $DATASETS, with $NUM_SEEDS seeds; their checkpoints come
 #        back in $OUT, a file for each seed, and RESUME=folder-with-these-files goes on from there in the next ten minutes
 #
@@ -19,7 +20,7 @@ OUT=$(realpath -m "${OUT:-benchmark/results/gpu}")
 RESUME=${RESUME:+$(realpath "$RESUME")}
 PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-570}
-PATHS=${PATHS:-jax-1 jax-8 torch-graphs torch-compile-graphs torch torch-compile}
+PATHS=${PATHS:-jax-1 jax-8 torch-graphs torch-compile-graphs}
 ITERATIONS=${ITERATIONS:-30}
 DATASETS=${DATASETS:-halfcheetah-sbx-medium-v2 hopper-sbx-full-replay-v2}
 NUM_SEEDS=${NUM_SEEDS:-2}
@@ -98,7 +99,7 @@ fi
 for part in "$@"; do
   case $part in
     tests) step tests 120 "$PYTHON" -m pytest -v -p no:cacheprovider -k "gpu or graph" tests/test_compile.py ;;
-    speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 200 --output "$work/speed.json" "${speed_args[@]}" ;;
+    speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 100 --repeats 3 --output "$work/speed.json" "${speed_args[@]}" ;;
     kernels) step kernels 60 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
     runs)
       for path in $PATHS; do

@@ -23,15 +23,14 @@ def updates_alone(folder: Path) -> float:
 def whole_iteration(folder: Path) -> tuple[float, int]:
     """Seconds from one iteration to the next, evaluation and logging included, and over how many.
 
-    From the first evaluation after the start to the last one before every iteration is evaluated.
+    The median over the times between evaluations, without the last ten iterations, each of which is evaluated.
     """
     args = json.loads((folder / "args.json").read_text())
     iterations, seconds = (read_column(folder / "evaluations.csv", name) for name in ("iteration", "seconds"))
     regular = (iterations > 0) & (iterations <= args["total_iterations"] - 10)
     regular = regular if regular.sum() > 1 else iterations > 0
-    iterations, seconds = iterations[regular], seconds[regular]
-    count = int(iterations[-1] - iterations[0]) if len(iterations) > 1 else 0
-    return ((seconds[-1] - seconds[0]) / count, count) if count else (np.nan, 0)
+    steps = np.diff(iterations[regular])
+    return (float(np.median(np.diff(seconds[regular]) / steps)), int(steps.sum())) if len(steps) else (np.nan, 0)
 
 
 def describe(folders: list[Path], speed: dict) -> str:
@@ -41,8 +40,9 @@ def describe(folders: list[Path], speed: dict) -> str:
     whole = seconds * 1000 / args["updates_per_iteration"]
     row = [len(folders), args["updates_per_iteration"], f"{updates_alone(folders[0]):.3f} s", f"{seconds:.3f} s over {count}"]
     row.append(f"{2000 * whole / 60:.1f} min")
-    gflop = len(folders) * speed["loops"]["torch"]["iteration"]["gflop"] if speed else np.nan
-    row.append(f"{gflop / whole / speed['matrix_gflops']:.1%}" if speed else "")
+    comparable = speed and args["env_id"].split("-")[0] == speed["arguments"]["training"]["env_id"].split("-")[0]
+    gflop = len(folders) * speed["loops"]["torch"]["iteration"]["gflop"] if comparable else np.nan
+    row.append(f"{gflop / whole / speed['matrix_gflops']:.1%}" if comparable else "")
     scores = [read_column(folder / "evaluations.csv", "charts/normalized_score")[-1] for folder in folders]
     last = read_column(folders[0] / "evaluations.csv", "iteration")[-1]
     return " | ".join(map(str, [*row, f"{last:.0f}: {' '.join(f'{score:.1f}' for score in scores)}"]))
