@@ -41,7 +41,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
-# What a dataset changes in the defaults below. (k, lambda): the preprint's Table 3 where its best column is not (5, 3e-4)
+# What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
 DATASET_DEFAULTS = {
     "halfcheetah-random-v2": dict(adv_weight=0.0),
     "halfcheetah-medium-expert-v2": dict(rollout_length=2),
@@ -65,7 +65,7 @@ class Args:
     torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     compile: bool = torch.cuda.is_available()  # torch.compile the losses and their backward passes: fewer kernels
-    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU
     cudagraphs: bool = torch.cuda.is_available()  # replay each update as one CUDA graph: launching kernels costs
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
@@ -240,11 +240,11 @@ class Dynamics(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, rows: Batch) -> None:
-        """Standardises the inputs by the mean and std of rows [N, ...], and the reward where its size is not of order 1."""
+        """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
         inputs = torch.cat([rows.observations, rows.actions], -1)
         std = inputs.std(0)
         self.input_mean.copy_(inputs.mean(0))
-        self.input_std.copy_(torch.where(std < 0.1, 1.0, std))  # a constant (a goal, an idle joint): a tiny std blows up
+        self.input_std.copy_(torch.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
         reward_size = (rows.rewards**2).mean().sqrt()
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale[-1] = torch.where(of_order_one, 1.0, reward_size)
@@ -367,7 +367,7 @@ def rollout_models(
 
 # ALGO LOGIC: SAC
 def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
+    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     with torch.no_grad():
         next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
         next_values = agent.target_critic(batch.next_observations, next_actions).amin(0)
@@ -466,8 +466,8 @@ def model_loss(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
-    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
-    loss, the next observations [B, O], which of them are terminal [B], and metrics.
+    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
+    the loss, the next observations [B, O], which of them are terminal [B], and metrics.
     """
     num_elites, batch_size = real.rewards.shape
     action_noise, model_noise = noise.split([real.actions.shape[-1], noise.shape[-1] - real.actions.shape[-1]], -1)
@@ -520,7 +520,7 @@ def update_model(
 
 
 def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
-    """The metrics of an iteration from those of its updates: the mean, or the largest of max_... Waits for the device."""
+    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
     values = torch.stack(history)
     columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
     return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
@@ -608,7 +608,8 @@ def main(args: Args) -> None:
     agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
 
     # ALGO LOGIC: Algorithm 1
-    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(run.iteration, args.total_iterations + 1):
@@ -655,7 +656,7 @@ def main(args: Args) -> None:
 
         run.log(iteration + 1, metrics)
         run.collect()
-        bar.set_postfix(score=f"{run.score:.1f}", Q=f"{metrics['losses/qf_values']:.0f}", SPS=f"{metrics['charts/SPS']:.0f}")
+        bar.set_postfix(score=f"{run.score:.1f}", Q=f"{metrics['losses/qf_values']:.0f}")
         bar.update()
 
     bar.close()
@@ -674,7 +675,7 @@ class CudaGraph:
     Each replay writes its results over those of the last one.
     """
 
-    stream = None  # one for the warm-up and the capture of all graphs: gradients are summed up where they were first made
+    stream = None  # one for the warm-up and capture of all graphs: gradients are summed on the stream that made them
 
     def __init__(self, function: Callable):
         self.function, self.calls, self.graph = function, 0, None
@@ -721,7 +722,7 @@ def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | N
 
 
 def load_checkpoint(run: "Run", parts: tuple, buffer: Tensor) -> bool:
-    """Takes up a run of save_checkpoint, without executing pickled code. Returns whether it held the model's rollouts."""
+    """Goes on from save_checkpoint's file, running no pickled code. Returns whether it held the model's rollouts."""
     with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
         checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
         run.go_on(checkpoint)
@@ -1183,7 +1184,7 @@ class Run:
         self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder()
-            self.lock = FileLock(self.folder / ".lock", timeout=0)
+            self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
             self.lock.acquire()
             for name in ("metrics.csv", "evaluations.csv"):
                 (self.folder / name).touch()
@@ -1238,7 +1239,7 @@ class Run:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
         temporary = self.folder / f"{name}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with explain(f"{self.folder / name} cannot be written: is the disk full?"), temporary.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -1332,7 +1333,7 @@ class Run:
         }
         self.save_json("result.json", result)
         self.writer.close()
-        self.lock.release()
+        self.lock.release(force=True)
         if status == "finished" and scores:
             print(f"Iteration {result['iteration']}: {name} {scores[-1]:.1f} (mean of {self.args.eval_episodes} episodes)")
             print(f"Mean of the last {len(scores[-10:])} evaluations: {name} {result['mean_of_last_10']:.1f}")

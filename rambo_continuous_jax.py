@@ -42,7 +42,7 @@ from jax import Array as Tensor
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-# What a dataset changes in the defaults below. (k, lambda): the preprint's Table 3 where its best column is not (5, 3e-4)
+# What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
 DATASET_DEFAULTS = {
     "halfcheetah-random-v2": dict(adv_weight=0.0),
     "halfcheetah-medium-expert-v2": dict(rollout_length=2),
@@ -63,10 +63,10 @@ DATASET_DEFAULTS = {
 class Args:
     exp_name: str = Path(__file__).stem  # name of this experiment, part of the run folder's name
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
-    torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed on the same machine gives the same run
+    torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
-    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -131,7 +131,7 @@ def sample_rows(key: Tensor, rows: Tensor, *shape: int) -> Tensor:
 
 # ALGO LOGIC: networks
 class Linear(nnx.Module):
-    """y = W x + b, with the layout and the initialisation of torch's nn.Linear: both scripts read each other's policies."""
+    """y = W x + b, with layout and initialisation of torch's nn.Linear: both scripts read each other's policies."""
 
     def __init__(self, fan_in: int, fan_out: int, rngs: nnx.Rngs):
         bound = 1 / math.sqrt(fan_in)
@@ -253,11 +253,11 @@ class Dynamics(nnx.Module):
         return mean * output_scale, log_var + 2 * jnp.log(output_scale)
 
     def set_scales(self, rows: Batch) -> None:
-        """Standardises the inputs by the mean and std of rows [N, ...], and the reward where its size is not of order 1."""
+        """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
         inputs = jnp.concatenate([rows.observations, rows.actions], -1)
         std = inputs.std(0, ddof=1)
         self.input_mean = nnx.Variable(inputs.mean(0))
-        self.input_std = nnx.Variable(jnp.where(std < 0.1, 1.0, std))  # a constant (a goal, an idle joint): not by its std
+        self.input_std = nnx.Variable(jnp.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
         reward_size = jnp.sqrt((rows.rewards**2).mean())
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(jnp.where(of_order_one, 1.0, reward_size)))
@@ -336,12 +336,13 @@ def pretrain_dynamics(
             return adam_step(*carry, gradients, args.model_lr)
 
         dynamics, optimizer, (best_errors, best_layers), epochs_since_improvement = state
-        _, order = jax.lax.sort((jax.random.bits(key, bootstrap.shape), bootstrap), num_keys=1)  # reshuffled for each member
+        _, order = jax.lax.sort((jax.random.bits(key, bootstrap.shape), bootstrap), num_keys=1)  # a shuffle each
         dynamics, optimizer = scan_batches(update, (dynamics, optimizer), order, args.batch_size)
         errors = holdout_errors(dynamics, holdout)
         improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)
         best_errors = jnp.where(improved, errors, best_errors)
-        best_layers = jax.tree.map(lambda new, best: jnp.where(improved[:, None, None], new, best), dynamics.layers, best_layers)
+        choose = partial(jnp.where, improved[:, None, None])
+        best_layers = jax.tree.map(choose, dynamics.layers, best_layers)
         patience = jnp.where(improved.any(), 0, epochs_since_improvement + 1)
         new_state = dynamics, optimizer, (best_errors, best_layers), patience
         return jax.tree.map(partial(jnp.where, epochs_since_improvement > 10), state, new_state)
@@ -400,7 +401,7 @@ def rollout_models(
 def critic_loss(
     critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
+    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
     next_values = agent.target_critic(batch.next_observations, next_actions).min(0)
     next_values = next_values - jnp.exp(agent.log_alpha) * next_log_probs
@@ -436,7 +437,7 @@ def update_agent(
     actor, actor_optimizer = adam_step(agent.actor, optimizers.actor, gradients, args.policy_lr)
 
     target_entropy, log_alpha, alpha_optimizer = -batch.actions.shape[-1], agent.log_alpha, optimizers.alpha
-    alpha_loss, gradient = jax.value_and_grad(lambda log_alpha: -(log_alpha * (log_probs + target_entropy)).mean())(log_alpha)
+    alpha_loss, gradient = jax.value_and_grad(lambda x: -(x * (log_probs + target_entropy)).mean())(log_alpha)
     if args.autotune:
         log_alpha, alpha_optimizer = adam_step(log_alpha, alpha_optimizer, gradient, args.policy_lr)
 
@@ -505,8 +506,8 @@ def model_loss(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
-    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
-    loss, and the next observations [B, O], which of them are terminal [B], and metrics.
+    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
+    the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
     num_elites, batch_size = real.rewards.shape
     action_noise, model_noise = jnp.split(noise, [real.actions.shape[-1]], -1)
@@ -543,7 +544,7 @@ def update_model(
     agent: Agent, dynamics: Dynamics, optimizer: optax.OptState, observations: Tensor, restarts: Tensor,
     real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
 ) -> tuple[Dynamics, optax.OptState, Tensor, dict[str, Tensor]]:  # fmt: skip
-    """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, and metrics.
+    """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, metrics.
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
@@ -556,7 +557,7 @@ def update_model(
 
 
 def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, dict[str, Tensor]]:
-    """carry, metrics = update(carry, draw) for all draws [U, ...]; the mean of each metric, or the largest of max_..."""
+    """carry, metrics = update(carry, draw) for all draws [U, ...]; returns means of metrics, the largest of max_..."""
     names = []
 
     def step(carry: tuple, draw: tuple) -> tuple:
@@ -586,7 +587,8 @@ def train_iteration(
     """
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
-    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_real = round(args.real_ratio * batch_size)
     train_rows = rows[len(holdout.rewards) :]
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
@@ -742,7 +744,7 @@ def main(args: Args) -> None:
         start_time = time.time()
         state, history = iterate(state, jnp.int32(iteration), rows, holdout)
         history = jax.device_get(history)  # waits for the device
-        sps = args.updates_per_iteration / (time.time() - start_time)  # of each kind, in the time of the whole iteration
+        sps = args.updates_per_iteration / (time.time() - start_time)  # over the whole iteration
         speed = {"charts/SPS": sps} | ({"charts/model_SPS": sps} if use_model and args.adv_weight > 0 else {})
         metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(len(seeds))]
         for_each_running(lambda i: runs[i].log(iteration + 1, metrics[i]))  # noqa: B023
@@ -1289,7 +1291,7 @@ class Run:
         self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder()
-            self.lock = FileLock(self.folder / ".lock", timeout=0)
+            self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
             self.lock.acquire()
             for name in ("metrics.csv", "evaluations.csv"):
                 (self.folder / name).touch()
@@ -1344,7 +1346,7 @@ class Run:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
         temporary = self.folder / f"{name}.tmp"
         try:
-            with temporary.open("wb") as file:
+            with explain(f"{self.folder / name} cannot be written: is the disk full?"), temporary.open("wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -1438,7 +1440,7 @@ class Run:
         }
         self.save_json("result.json", result)
         self.writer.close()
-        self.lock.release()
+        self.lock.release(force=True)
         if status == "finished" and scores:
             print(f"Iteration {result['iteration']}: {name} {scores[-1]:.1f} (mean of {self.args.eval_episodes} episodes)")
             print(f"Mean of the last {len(scores[-10:])} evaluations: {name} {result['mean_of_last_10']:.1f}")
