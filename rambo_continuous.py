@@ -1144,7 +1144,8 @@ def spare_cores() -> int:
     if __name__ != "__main__":
         return 0
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(threads) - 1 if threads.isdigit() else (os.cpu_count() or 1) - 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (int(threads) if threads.isdigit() else cores) - 1)
 
 
 def start_worker() -> None:
@@ -1305,12 +1306,9 @@ class Run:
         """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
             iteration, seconds, future = self.pending.popleft()
-            try:
-                metrics = future.result()
-            except BrokenExecutor as error:
-                raise InputError(
-                    f"a process that evaluates died (out of memory?): go on with --resume {self.folder} --eval-workers 0"
-                ) from error
+            if isinstance(future.exception(), BrokenExecutor):
+                raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
+            metrics = future.result()
             self.log(iteration, metrics | {"seconds": round(seconds, 1)}, "evaluations.csv")
             self.score = metrics["charts/normalized_score" if is_d4rl_id(self.args.env_id) else "charts/episodic_return"]
 
@@ -1356,16 +1354,18 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="backslashreplace")  # a dataset's path may be in letters that the terminal lacks
+    message, code = "", 0
     try:
         main(parse_args())
     except (InputError, OSError) as problem:
-        sys.exit(f"error: {problem}")
+        message, code = f"error: {problem}", 1
     except Diverged as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(3)
+        message, code = f"error: {problem}", 3
     except KeyboardInterrupt:
         saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
-        sys.exit(f"interrupted: --resume {saved[0]} goes on" if saved else "interrupted before the first checkpoint")
+        message, code = f"interrupted: --resume {saved[0]} goes on" if saved else "interrupted before the first checkpoint", 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()
+    print(message, end="\n" if message else "", file=sys.stderr)  # now that main is left and its progress bar closed
+    sys.exit(code)

@@ -98,6 +98,15 @@ def test_bad_columns(rambo, case):
     assert_matches(message, pattern, "bad.hdf5")
 
 
+def test_nobody_is_told_to_delete_a_file(rambo):
+    """It may be the only copy."""
+    with h5py.File(write_hdf5(Path("log.hdf5"), hopper_log()), "r+") as file:  # the process that records it
+        file.flush()
+        message = refused(rambo, "--dataset-path", "log.hdf5")
+    assert_matches(message, "log.hdf5 cannot be read")
+    assert "delete" not in message
+
+
 def test_files_that_are_no_hdf5(rambo):
     Path("text.hdf5").write_text("observations, actions\n")
     Path("empty.hdf5").touch()
@@ -283,6 +292,14 @@ def test_models_that_do_not_fit(rambo, two_runs):
 def test_a_model_of_another_dataset(rambo, two_runs):
     flags = two_runs(rambo)
     write_hdf5(Path("pendulum.hdf5"), pendulum_log(seed=1))
+    assert_matches(refused(rambo, *flags, "--load-model", "run1/dynamics_pretrained.npz"), "another dataset")
+
+
+@TWO_RUNS
+@pytest.mark.parametrize("changed", ["rewards", "actions", "next_observations"])
+def test_a_model_of_the_same_observations_with_something_else_changed(rambo, two_runs, changed):
+    flags, log = two_runs(rambo), pendulum_log()
+    write_hdf5(Path("pendulum.hdf5"), log | {changed: log[changed] * 0.5})
     assert_matches(refused(rambo, *flags, "--load-model", "run1/dynamics_pretrained.npz"), "another dataset")
 
 

@@ -1,16 +1,20 @@
 """Whole runs of the command line: what they leave behind, resuming, divergence, models, video, tracking, and importing."""
 
+import importlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, pendulum_log, read_run, run_here, run_script, write_hdf5
+from filelock import FileLock
 
 PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
 METRICS = """
@@ -352,19 +356,161 @@ def test_a_finished_run_can_be_resumed_to_no_effect(rambo):
     assert_same_run(before, read_run(folder))
 
 
-def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on(script):
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on_if_it_can(script, checkpoints):
     command = [sys.executable, str(script), *map(str, PENDULUM), "--total-iterations", "100000"]
+    command += [] if checkpoints else ["--model-max-pretrain-epochs", "100000", "--model-lr", "1e-9"]
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **default)
     for _ in range(1200):
-        if list(Path("runs").glob("*/metrics.csv")) or process.poll() is not None:
+        if list(Path("runs").glob("*/checkpoint.*" if checkpoints else "*/args.json")) or process.poll() is not None:
             break
         time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in stderr
-    assert "--resume" in stderr.strip().splitlines()[-1]
+    (folder,) = Path("runs").iterdir()
+    says = f"interrupted: --resume {folder} goes on" if checkpoints else "interrupted before the first checkpoint"
+    assert stderr.strip().splitlines()[-1] == says
+
+
+def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
+    """Only the first digit of iteration 12 is left, which would be iteration 1."""
+    flags = [*PENDULUM, "--total-iterations", 12, "--checkpoint-interval", 11]
+    straight = read_run(run_here(rambo, *flags, "--exp-name", "straight", "--save-model"))
+    folder = run_here(rambo, *flags, "--exp-name", "cut", "--save-model", "--total-iterations", 11)
+    for name in ("metrics.csv", "evaluations.csv"):
+        with (folder / name).open("a") as file:
+            file.write("1")
+    run_here(rambo, "--resume", folder, "--total-iterations", 12)
+    assert_same_run(straight, read_run(folder))
+
+
+def test_going_on_after_the_run_the_dataset_and_oneself_have_moved(rambo, tmp_path, monkeypatch):
+    run_here(rambo, *PENDULUM).rename("best run #1")
+    Path("data").mkdir()
+    Path("pendulum.hdf5").rename("data/log.hdf5")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run_here(rambo, "--resume", "../best run #1", "--dataset-path", "../data/log.hdf5", "--total-iterations", 3)
+    assert read_run(Path("../best run #1")).result["iteration"] == 3 and not Path("runs").exists()
+
+
+def test_a_model_that_was_loaded_is_not_needed_to_go_on(rambo):
+    model = run_here(rambo, *PENDULUM, "--save-model") / "dynamics_pretrained.npz"
+    folder = run_here(rambo, *PENDULUM, "--load-model", model, "--seed", 2)
+    model.unlink()
+    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    assert read_run(folder).result["iteration"] == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_checkpoint_goes_on_where_there_is_a_gpu_and_where_there_is_none(monkeypatch, device):
+    """That of a CPU holds no random state of a GPU, that of a GPU one too many; it must be a tensor of the CPU."""
+    torch, path = pytest.importorskip("torch"), ROOT / "rambo_continuous.py"
+    rambo = importlib.import_module(path.stem)
+    folder = run_here(rambo, *PENDULUM, "--no-cuda")
+    if device == "cpu":
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+        checkpoint["cuda_rng_state"] = torch.zeros(16, dtype=torch.uint8)
+        torch.save(checkpoint, folder / "checkpoint.pt")
+    else:
+        rambo = types.ModuleType("rambo_on_a_gpu")
+        monkeypatch.setitem(sys.modules, rambo.__name__, rambo)
+        code = path.read_text().replace('device.type == "cuda"', "True")  # what the lines ask on a GPU
+        exec(compile(code, path, "exec"), rambo.__dict__ | {"__file__": str(path)}, rambo.__dict__)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(16, dtype=torch.uint8))
+    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    assert read_run(folder).result["iteration"] == 3
+
+
+# Machines
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(rambo):
+    now = int(time.time())
+    for second in range(now - 1, now + 60):
+        Path(f"runs/Pendulum-v1__{rambo.__name__}__1__{second}").mkdir(parents=True)
+    folder = run_here(rambo, *PENDULUM, "--total-iterations", 0)
+    assert int(folder.name.split("__")[-1]) == now + 60
+
+
+def test_two_processes_do_not_train_in_one_folder(rambo):
+    folder = run_here(rambo, *PENDULUM)
+    metrics = (folder / "metrics.csv").read_text()
+    with FileLock(folder / ".lock"), pytest.raises(rambo.InputError, match="another process trains in it"):
+        run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    assert (folder / "metrics.csv").read_text() == metrics
+    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    assert len(read_run(folder).metrics) == 3
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(rambo, monkeypatch):
+    """One line, and no half-written file that keeps the disk full; the last checkpoint stays."""
+    folder = run_here(rambo, *LONG)
+    (checkpoint,) = folder.glob("checkpoint.*")
+    content = checkpoint.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context, pytest.raises(rambo.InputError, match="checkpoint.*disk full.*No space left"):
+        context.setattr(os, "fsync", lambda fd: full(fd) if "checkpoint" in os.readlink(f"/proc/self/fd/{fd}") else None)
+        run_here(rambo, "--resume", folder, "--total-iterations", 6)
+    assert checkpoint.read_bytes() == content and not list(folder.glob("*.tmp"))
+
+
+def test_a_disk_that_is_full_while_tensorboards_events_are_written(rambo, monkeypatch):
+    """Its writer has a thread, in which the error would end as a traceback, and the run then hang on the thread's queue."""
+
+    def full(self, event):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboardX.record_writer.RecordWriter.write", lambda self, data: None)
+    run_here(rambo, *PENDULUM)
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter._write_serialized_event", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_here(rambo, *PENDULUM)
+
+
+class Wandb(types.ModuleType):
+    """What this project uses of wandb, and the ids that wandb refuses."""
+
+    def __init__(self, problem=None):
+        super().__init__("wandb")
+        self.__spec__, self.problem, self.calls = ModuleSpec("wandb", None), problem, []
+
+    def init(self, **options):
+        self.calls.append(options)
+        if self.problem or len(options["id"]) > 128 or set(options["id"]) & set("/\\#?%: "):
+            raise RuntimeError(self.problem or f"invalid id {options['id']}")
+
+
+def test_wandb_ids_that_it_accepts_and_that_a_resumed_run_keeps(rambo, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    folder = run_here(rambo, *PENDULUM, "--track", "--exp-name", "k=5, λ: a/b #1? 100% " + "long" * 40)
+    assert folder.parent == Path("runs") and folder.is_dir()
+    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    assert wandb.calls[0]["id"] == wandb.calls[1]["id"]
+
+
+def test_tracking_without_a_login_leaves_no_run_folder(rambo, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("No API key configured."))
+    with pytest.raises(rambo.InputError, match="wandb login.*No API key"):
+        run_here(rambo, *PENDULUM, "--track")
+    assert not list(Path("runs").iterdir())
+
+
+def test_jax_set_to_64_bits():
+    jax = pytest.importorskip("jax")
+    rambo = importlib.import_module("rambo_continuous_jax")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        run = read_run(run_here(rambo, *PENDULUM, "--save-model"))
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert run.policy["fc1.weight"].dtype == np.float32 and run.result["status"] == "finished"
 
 
 # Divergence
@@ -387,10 +533,12 @@ def test_a_diverging_value_function_stops_the_run_with_exit_code_3(script):
         ["--adv-weight", 1e38],
         ["--q-lr", 1e20],
         ["--policy-lr", 1e30, "--bc-epochs", 1, "--total-iterations", 0],
+        ["--policy-lr", 1e38, "--real-ratio", 1, "--total-iterations", 1, "--updates-per-iteration", 1],
     ],
 )
 def test_other_ways_to_diverge(rambo, flags):
-    """The pretraining, the actor, the model, a critic that is not a number, the cloning: each is noticed and marked."""
+    """The pretraining, the actor, the model, a critic that is not a number, the cloning, and the actor in the very last
+    update, which no loss sees: each is noticed and marked."""
     with pytest.raises(rambo.Diverged) as error:
         run_here(rambo, *PENDULUM, *flags)
     assert "diverged" in str(error.value) and "\n" not in str(error.value)
@@ -431,9 +579,11 @@ assert not torch.cuda.is_initialized()
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_the_script_runs_when_copied_alone(script, tmp_path):
+def test_the_script_runs_when_copied_alone_and_where_the_terminal_lacks_letters(script, tmp_path):
     shutil.copy(script, tmp_path)
-    process = run_script(tmp_path / script.name, *PENDULUM, PYTHONPATH="")
+    Path("pendulum.hdf5").rename("données 日本.hdf5")
+    flags = [*PENDULUM, "--dataset-path", "données 日本.hdf5"]
+    process = run_script(tmp_path / script.name, *flags, PYTHONPATH="", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert process.returncode == 0, process.stderr
     assert only_run().result["status"] == "finished"
 

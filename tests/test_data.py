@@ -1,7 +1,10 @@
 """Loading and packing datasets: the way of D4RL, of files without next_observations, of Minari; d4rl as an oracle."""
 
 import json
+import os
+import shutil
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -74,6 +77,35 @@ def test_without_next_observations_the_last_row_of_every_episode_is_dropped(ramb
     np.testing.assert_array_equal(columns["rewards"], log["rewards"][kept])
     assert not columns["terminals"].any()
     assert "no next_observations" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("timeouts", [None, False])
+def test_episodes_end_at_the_time_limit_where_a_file_does_not_say_so(rambo, tmp_path, timeouts):
+    """D4RL's old layout: no transition may lead into the next episode. timeouts may be there and never be set."""
+    log = pendulum_log(episodes=3, length=200)
+    del log["next_observations"], log["timeouts"]
+    if timeouts is not None:
+        log["timeouts"] = np.zeros(600, bool)
+    path = write_hdf5(tmp_path / "old.hdf5", log)
+    columns = unpack(rambo.load_dataset("Pendulum-v1", str(path), rambo.make_env("Pendulum-v1")))
+    kept = np.delete(np.arange(600), [199, 399, 599])
+    np.testing.assert_allclose(columns["observations"], log["observations"][kept], atol=1e-4)
+    np.testing.assert_allclose(columns["next_observations"], log["observations"][kept + 1], atol=1e-4)
+
+
+def test_columns_of_one_number_may_be_n_or_n_by_1(rambo, tmp_path):
+    env, log = rambo.make_env("Pendulum-v1"), pendulum_log()
+    expected = rambo.load_dataset("Pendulum-v1", str(write_hdf5(tmp_path / "usual.hdf5", log)), env)
+    other = log | {key: log[key][:, None] for key in ("rewards", "terminals", "timeouts")} | {"actions": log["actions"][:, 0]}
+    dataset = rambo.load_dataset("Pendulum-v1", str(write_hdf5(tmp_path / "other.hdf5", other)), env)
+    np.testing.assert_array_equal(dataset.rows, expected.rows)
+    assert dataset.fingerprint == expected.fingerprint
+
+
+def test_terminals_of_any_number_are_zero_or_one(rambo, tmp_path):
+    log = hopper_log()
+    log["terminals"] = log["terminals"].astype(np.uint8) * 255
+    assert set(load_hopper(rambo, write_hdf5(tmp_path / "bytes.hdf5", log)).rows[:, -1]) == {0, 1}
 
 
 def test_a_file_that_stops_amid_an_episode_loses_its_last_row_too(rambo, tmp_path):
@@ -225,3 +257,25 @@ def test_rambo_runs_on_a_minari_dataset(rambo, minari_dataset, tmp_path, monkeyp
     folder = run_here(rambo, "--env-id", minari_dataset[0], *TINY)
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished" and result["score"] == "charts/episodic_return"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("env_id", ["own-v0", "own/pendulum-v0", "a/b/c/pendulum-v0"])
+def test_minari_ids_of_any_depth(rambo, minari_dataset, env_id):
+    folder = Path(os.environ["MINARI_DATASETS_PATH"])
+    shutil.copytree(folder / minari_dataset[0], folder / env_id)
+    metadata = folder / env_id / "data" / "metadata.json"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"dataset_id": env_id}))
+    dataset = rambo.load_dataset(env_id, None, rambo.make_env(env_id))
+    assert len(dataset.rows) == 60
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [None, {"entry_point": "my_laboratory.envs:PendulumEnv"}])
+def test_a_minari_dataset_whose_environment_cannot_be_made(rambo, minari_dataset, change):
+    metadata = Path(os.environ["MINARI_DATASETS_PATH"]) / minari_dataset[0] / "data" / "metadata.json"
+    values = json.loads(metadata.read_text())
+    values["env_spec"] = json.dumps(json.loads(values["env_spec"]) | change) if change else None
+    metadata.write_text(json.dumps(values))
+    with pytest.raises(rambo.InputError, match="no environment.*test/pendulum/random-v0 can be made here"):
+        rambo.make_env("test/pendulum/random-v0")

@@ -1,0 +1,209 @@
+"""Evaluations beside training: the policy in numpy, the processes that run episodes, and what becomes of their results."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, pendulum_log, read_csv, read_run, run_here, run_script, write_hdf5
+
+PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
+
+
+@pytest.fixture(autouse=True)
+def pendulum_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+
+
+# The policy in numpy
+def test_the_numpy_policy_is_torchs_network():
+    import torch
+
+    rambo = importlib.import_module("rambo_continuous")
+    torch.manual_seed(0)
+    agent = rambo.Agent(11, 3, 1.0)
+    rng = np.random.default_rng(0)
+    observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
+    with torch.no_grad():
+        states = torch.as_tensor((observations - mean) / std, dtype=torch.float32)
+        actions = agent.actor.mode(states)
+        values = agent.critic(states, actions).min(0).values
+    ours = rambo.numpy_policy(rambo.to_numpy(agent), mean, std, observations)
+    np.testing.assert_allclose(ours[0], actions.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours[1], values.numpy(), atol=1e-5)
+    assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
+
+
+def test_the_numpy_policy_is_jaxs_network():
+    import jax
+
+    rambo = importlib.import_module("rambo_continuous_jax")
+    agent = rambo.init_agent(jax.random.PRNGKey(0), 11, 3, 1.0)
+    rng = np.random.default_rng(0)
+    observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
+    states = ((observations - mean) / std).astype(np.float32)
+    actions = agent.actor.mode(states)
+    ours = rambo.numpy_policy(rambo.to_numpy(agent), mean, std, observations)
+    np.testing.assert_allclose(ours[0], actions, atol=1e-5)
+    np.testing.assert_allclose(ours[1], agent.critic(states, actions).min(0), atol=1e-5)
+    assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
+
+
+# The order of events, with a pool whose evaluations end when the test says so
+class Pool:
+    def __init__(self):
+        self.futures, self.policies = [], []
+
+    def submit(self, function, args, policy, seed):
+        self.policies.append(policy)
+        self.futures.append(Future())
+        return self.futures[-1]
+
+
+@pytest.fixture
+def run(rambo):
+    """A run that has just begun, and whose evaluations are the test's."""
+    args = rambo.parse_args(PENDULUM)
+    run = rambo.Run(args, rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1")))
+    run.pool = Pool()
+    return run
+
+
+def metrics_of(score):
+    return {"charts/normalized_score": np.nan, "charts/episodic_return": score, "episodic_returns": "1 2"}
+
+
+def logged(run):
+    return [(row["iteration"], float(row["charts/episodic_return"])) for row in read_csv(run.folder / "evaluations.csv")]
+
+
+def test_results_are_logged_in_order_with_their_iteration(run):
+    for iteration in (0, 10, 20):
+        run.evaluate(iteration, {"weight": np.ones(3)})
+    run.pool.futures[1].set_result(metrics_of(1.0))
+    run.collect()
+    assert logged(run) == []
+    run.pool.futures[0].set_result(metrics_of(0.0))
+    run.collect()
+    assert logged(run) == [("0", 0.0), ("10", 1.0)] and run.score == 1
+    run.pool.futures[2].set_result(metrics_of(2.0))
+    run.finish()
+    assert logged(run)[2:] == [("20", 2.0)] and json.loads((run.folder / "result.json").read_text())["last"] == 2
+
+
+def test_evaluations_are_waited_for_when_too_many_are_under_way(run, monkeypatch):
+    run.evaluate(0, {"weight": np.ones(3)})
+    monkeypatch.setattr(Future, "result", lambda future: metrics_of(5.0))  # what waiting gives
+    monkeypatch.setattr(Future, "exception", lambda future: None)
+    run.collect()
+    assert logged(run) == []
+    run.collect(0)
+    assert logged(run) == [("0", 5.0)]
+
+
+def test_the_next_update_does_not_change_the_policy_under_evaluation(run):
+    weights = {"weight": np.ones(3)}
+    run.evaluate(0, weights)
+    weights["weight"][:] = 7
+    assert run.pool.policies[0].args[0]["weight"].tolist() == [1, 1, 1]
+
+
+def test_weights_that_are_no_numbers_are_a_divergence_and_its_result_is_json(rambo, run):
+    with pytest.raises(rambo.Diverged):
+        run.evaluate(2, {"weight": np.array([1, np.nan])})
+
+    def no_json(constant):
+        raise ValueError(constant)
+
+    assert json.loads((run.folder / "result.json").read_text(), parse_constant=no_json)["status"] == "diverged"
+
+
+def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
+    run.evaluate(0, {"weight": np.ones(3)})
+    run.pool.futures[0].set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+    with pytest.raises(rambo.InputError, match=f"died.*--resume {run.folder} --eval-workers 0"):
+        run.collect()
+
+
+def test_the_value_bound(run, capsys):
+    rewards = run.dataset.rows[:, 4]  # 3 observations, an action
+    for low, high, q, ratio in [
+        (0, 2, 100, 0.5),
+        (-2, 0, -300, 1.5),
+        (-1, 2, -50, 0.5),
+        (-2, 0, 100, 0.5),
+        (1, 2, 400, 2),
+    ]:
+        rewards[:] = low
+        rewards[0] = high
+        assert run.value_bound_ratio(1, q) == pytest.approx(ratio)
+    assert capsys.readouterr().out.count("warning") == 1, "only the first time"
+
+
+# Processes
+def test_the_default_leaves_a_core_to_training(rambo, monkeypatch):
+    assert rambo.spare_cores() == 0, "imported: in this process, which knows its environments"
+    monkeypatch.setattr(rambo, "__name__", "__main__")
+    for threads, workers in (("8", 7), ("2", 1), ("1", 1)):  # benchmark/runner.py sets it where runs share the cores
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        assert rambo.spare_cores() == workers
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert rambo.spare_cores() == 15
+
+
+def test_processes_give_the_same_returns_as_this_process(rambo, script):
+    here = read_run(run_here(rambo, *PENDULUM, "--exp-name", "here"))
+    process = run_script(script, *PENDULUM, "--exp-name", "there", "--eval-workers", 2)
+    assert process.returncode == 0, process.stderr
+    there = read_run(next(Path("runs").glob("*there*")))
+    for name in ("iteration", "episodic_returns", "charts/value_gap"):
+        assert [row[name] for row in here.evaluations] == [row[name] for row in there.evaluations]
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
+@pytest.mark.parametrize("end", ["Ctrl-C", "kill", "a process that evaluates is killed"])
+def test_no_process_is_left_behind(end):
+    """By the torch script alone: the JAX script has the same lines."""
+    command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1", "--eval-interval", "1"]
+    command += ["--total-iterations", "100000", "--checkpoint-interval", "0"]
+    # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **default)
+    while process.poll() is None and not any(len(read_csv(path)) > 1 for path in Path("runs").glob("*/evaluations.csv")):
+        time.sleep(0.1)
+    others = children(process.pid)
+    (worker,) = [pid for pid in others if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    if end == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
+    else:
+        os.kill(process.pid if end == "kill" else worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if end == "kill" else 1)
+    last_line = stderr.strip().splitlines()[-1].split("\r")[-1]
+    assert "Traceback" not in stderr
+    if end != "kill":
+        assert last_line.startswith("interrupted before" if end == "Ctrl-C" else "error: a process that evaluates died")
+    for _ in range(100):
+        if not any(map(alive, others)):
+            break
+        time.sleep(0.1)
+    assert not any(map(alive, others))
