@@ -666,7 +666,7 @@ def main(args: Args) -> None:
             run.save_arrays("dynamics.npz", to_numpy(dynamics))
     run.finish()
     if args.capture_video:
-        record_video(args, run.policy(to_numpy(agent)), str(run.folder / "videos"))
+        record_video(args, run.numpy_agent(to_numpy(agent)).mode, str(run.folder / "videos"))
 
 
 class CudaGraph:
@@ -1101,19 +1101,29 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
     return 100 * (returns - random) / (expert - random)
 
 
-def numpy_policy(
-    agent: dict[str, np.ndarray], obs_mean: np.ndarray, obs_std: np.ndarray, observations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The policy's mode [n, A] at un-normalised observations [n, O], and min_i Q_i there [n]: for other processes."""
-    states = (observations - obs_mean) / obs_std
-    x = np.maximum(states @ agent["actor.fc1.weight"].T + agent["actor.fc1.bias"], 0)
-    x = np.maximum(x @ agent["actor.fc2.weight"].T + agent["actor.fc2.bias"], 0)
-    mean, _ = np.split(x @ agent["actor.fc3.weight"].T + agent["actor.fc3.bias"], 2, -1)
-    x = np.concatenate([states, np.tanh(mean)], -1)
-    x = np.maximum(x @ agent["critic.fc1.weight"] + agent["critic.fc1.bias"], 0)
-    x = np.maximum(x @ agent["critic.fc2.weight"] + agent["critic.fc2.bias"], 0)
-    values = x @ agent["critic.fc3.weight"] + agent["critic.fc3.bias"]  # [2, n, 1]
-    return np.tanh(mean), values.min(0)[:, 0]
+class NumpyAgent(NamedTuple):
+    """Actor and critics for the processes that evaluate. weights: fc1.weight and so on, of the actor and of the critic."""
+
+    weights: dict[str, np.ndarray]
+    obs_mean: np.ndarray
+    obs_std: np.ndarray
+
+    def mode(self, observations: np.ndarray) -> np.ndarray:
+        """The policy's mode [n, A] at un-normalised observations [n, O]."""
+        x, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.maximum(x @ weights["actor.fc1.weight"].T + weights["actor.fc1.bias"], 0)
+        x = np.maximum(x @ weights["actor.fc2.weight"].T + weights["actor.fc2.bias"], 0)
+        mean, _ = np.split(x @ weights["actor.fc3.weight"].T + weights["actor.fc3.bias"], 2, -1)
+        return np.tanh(mean)
+
+    def value(self, observations: np.ndarray) -> np.ndarray:
+        """min_i Q_i(s, mode of pi(s)), [n]."""
+        states, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.concatenate([states, self.mode(observations)], -1)
+        x = np.maximum(x @ weights["critic.fc1.weight"] + weights["critic.fc1.bias"], 0)
+        x = np.maximum(x @ weights["critic.fc2.weight"] + weights["critic.fc2.bias"], 0)
+        values = x @ weights["critic.fc3.weight"] + weights["critic.fc3.bias"]  # [2, n, 1]
+        return values.min(0)[:, 0]
 
 
 @lru_cache(maxsize=1)
@@ -1121,11 +1131,10 @@ def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector
     return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
 
 
-def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
+def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
     envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
-    result = evaluate(lambda observations: policy(observations)[0], envs, seed, args.gamma)
-    _, first_values = policy(result.first_observations)
+    result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
         "charts/normalized_score": scores.mean(),
@@ -1133,7 +1142,7 @@ def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
         "charts/episodic_return": result.returns.mean(),
         "charts/episodic_length": result.lengths.mean(),
         "charts/discounted_return": result.discounted_returns.mean(),
-        "charts/value_gap": (first_values - result.discounted_returns).mean(),
+        "charts/value_gap": (agent.value(result.first_observations) - result.discounted_returns).mean(),
         "episodic_returns": " ".join(f"{value:.3f}" for value in result.returns),
     }
 
@@ -1292,14 +1301,14 @@ class Run:
             )
         return ratio
 
-    def policy(self, weights: dict[str, np.ndarray]) -> Callable:
-        return partial(numpy_policy, weights, self.dataset.obs_mean, self.dataset.obs_std)
+    def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
+        return NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        policy = self.policy({name: array.copy() for name, array in weights.items()})  # the next update may write over them
-        future = self.pool.submit(run_evaluation, self.args, policy, [self.args.seed, iteration])
+        agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
+        future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
     def collect(self, most: int = 10) -> None:
@@ -1348,7 +1357,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
         env.render()
     if policy:
         env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
-        evaluate(lambda observations: policy(observations)[0], gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
+        evaluate(policy, gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
     env.close()
 
 

@@ -199,7 +199,7 @@ def torch_loop(problem: Problem, flags: list[str]) -> tuple[dict[str, Callable],
 
     weights = rambo.to_numpy(agent)
     functions = {"agent": agent_updates, "adversarial": model_updates, "rollout": rollouts}
-    return functions, lambda x: rambo.numpy_policy(weights, problem.obs_mean, problem.obs_std, x)[0]
+    return functions, lambda x: rambo.NumpyAgent(weights, problem.obs_mean, problem.obs_std).mode(x)
 
 
 def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable]:
@@ -248,7 +248,7 @@ def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable
         parts["adversarial"] = compile_update(few)
     parts["rollout"] = [twin.compile_ahead(jax.vmap(rollout, (0, 0, 0, None)), args, keys, *inputs), keys, inputs]
     weights = twin.to_numpy(twin.take(first.agent, 0))
-    return parts, lambda x: twin.numpy_policy(weights, problem.obs_mean, problem.obs_std, x)[0]
+    return parts, lambda x: twin.NumpyAgent(weights, problem.obs_mean, problem.obs_std).mode(x)
 
 
 def jax_loop(problem: Problem, seeds: int) -> tuple[dict[str, Callable], Callable]:

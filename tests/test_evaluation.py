@@ -37,7 +37,8 @@ def test_the_numpy_policy_is_torchs_network():
         states = torch.as_tensor((observations - mean) / std, dtype=torch.float32)
         actions = agent.actor.mode(states)
         values = agent.critic(states, actions).min(0).values
-    ours = rambo.numpy_policy(rambo.to_numpy(agent), mean, std, observations)
+    numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
+    ours = numpy_agent.mode(observations), numpy_agent.value(observations)
     np.testing.assert_allclose(ours[0], actions.numpy(), atol=1e-5)
     np.testing.assert_allclose(ours[1], values.numpy(), atol=1e-5)
     assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
@@ -52,7 +53,8 @@ def test_the_numpy_policy_is_jaxs_network():
     observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
     states = ((observations - mean) / std).astype(np.float32)
     actions = agent.actor.mode(states)
-    ours = rambo.numpy_policy(rambo.to_numpy(agent), mean, std, observations)
+    numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
+    ours = numpy_agent.mode(observations), numpy_agent.value(observations)
     np.testing.assert_allclose(ours[0], actions, atol=1e-5)
     np.testing.assert_allclose(ours[1], agent.critic(states, actions).min(0), atol=1e-5)
     assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
