@@ -116,7 +116,7 @@ def test_the_next_update_does_not_change_the_policy_under_evaluation(run):
     weights = {"weight": np.ones(3)}
     run.evaluate(0, weights)
     weights["weight"][:] = 7
-    assert run.pool.policies[0].args[0]["weight"].tolist() == [1, 1, 1]
+    assert run.pool.policies[0].weights["weight"].tolist() == [1, 1, 1]
 
 
 def test_weights_that_are_no_numbers_are_a_divergence_and_its_result_is_json(rambo, run):
