@@ -40,6 +40,7 @@ from filelock import FileLock
 from flax import nnx
 from jax import Array as Tensor
 from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -1297,7 +1298,7 @@ class Run:
     def __init__(self, args: Args, dataset: Dataset):
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
         self.settings = json.dumps([fixed_settings(args), dataset.fingerprint])  # of which a checkpoint must be
-        self.pending, self.score, self.warned = deque(), math.nan, False
+        self.pending, self.evaluated, self.score, self.warned = deque(), -1, math.nan, False
         self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder()
@@ -1333,9 +1334,9 @@ class Run:
 
     @cached_property
     def writer(self) -> SummaryWriter:
-        writer = SummaryWriter(str(self.folder), purge_step=self.iteration or None)
-        events = writer.file_writer.event_writer
-        events.add_event = events._ev_writer.write_event  # here and now: its thread would hang when the disk is full
+        # Written here and now: with its own thread, a full disk would be a traceback, and then a queue that nobody empties
+        EventFileWriter.add_event = lambda writer, event: writer._ev_writer.write_event(event)
+        writer = SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
@@ -1345,11 +1346,12 @@ class Run:
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
-        for name, end in {"metrics.csv": self.iteration + 1, "evaluations.csv": self.iteration}.items():
+        for name in ("metrics.csv", "evaluations.csv"):
             text = (self.folder / name).read_text(encoding="utf-8")
             lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) < end]
+            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= self.iteration]
             self.save(name, lambda file, kept=kept: file.write("".join(kept).encode()))
+        self.evaluated = int(kept[-1].split(",")[0]) if len(kept) > 1 else -1
         self.save_json("args.json", vars(self.args) | {"resume": None})
 
     def save(self, name: str, write: Callable) -> None:
@@ -1414,6 +1416,8 @@ class Run:
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
+        if iteration <= self.evaluated:  # before it was resumed
+            return
         agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
         future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
