@@ -86,13 +86,13 @@ log_of() { # ENV_ID: the file of its dataset
 }
 
 # The logs are rebuilt meanwhile, on the CPU
-rebuilds=()
+declare -A rebuilds
 if [[ " $* " == *" long "* ]]; then
   for env_id in $DATASETS; do
     log=$(log_of "$env_id")
     [ -f "$log" ] && continue
     "$PYTHON" benchmark/datasets/rebuild.py "benchmark/datasets/$(basename "$log" .hdf5).npz" &>"$work/logs/rebuild-$env_id.txt" &
-    rebuilds+=($!)
+    rebuilds[$env_id]=$!
   done
 fi
 
@@ -100,7 +100,7 @@ for part in "$@"; do
   case $part in
     tests) step tests 120 "$PYTHON" -m pytest -v -p no:cacheprovider -k "gpu or graph" tests/test_compile.py ;;
     speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 100 --repeats 3 --output "$work/speed.json" "${speed_args[@]}" ;;
-    kernels) step kernels 60 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
+    kernels) step kernels 120 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
     runs)
       for path in $PATHS; do
         case $path in
@@ -121,7 +121,7 @@ for part in "$@"; do
       done
       ;;
     long)
-      wait "${rebuilds[@]}" # a log that could not be rebuilt is missed below
+      for env_id in "${!rebuilds[@]}"; do wait "${rebuilds[$env_id]}" || note "rebuild-$env_id"; done
       for file in ${RESUME:+"$RESUME"/*__*.tar.gz}; do tar xzf "$file" -C "$work/long"; done
       cd "$work/long" || exit
       declare -A pids
