@@ -42,7 +42,7 @@ from tensorboardX.event_file_writer import EventFileWriter
 from torch import Tensor
 from tqdm import tqdm
 
-# What a dataset changes in the defaults below. (k, lambda): the preprint's Table 3 where its best column is not (5, 3e-4)
+# What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
 DATASET_DEFAULTS = {
     "halfcheetah-random-v2": dict(adv_weight=0.0),
     "halfcheetah-medium-expert-v2": dict(rollout_length=2),
@@ -66,7 +66,7 @@ class Args:
     torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     compile: bool = torch.cuda.is_available()  # torch.compile the losses and their backward passes: fewer kernels
-    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU
     cudagraphs: bool = torch.cuda.is_available()  # replay each update as one CUDA graph: launching kernels costs
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
@@ -241,11 +241,11 @@ class Dynamics(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, rows: Batch) -> None:
-        """Standardises the inputs by the mean and std of rows [N, ...], and the reward where its size is not of order 1."""
+        """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
         inputs = torch.cat([rows.observations, rows.actions], -1)
         std = inputs.std(0)
         self.input_mean.copy_(inputs.mean(0))
-        self.input_std.copy_(torch.where(std < 0.1, 1.0, std))  # a constant (a goal, an idle joint): a tiny std blows up
+        self.input_std.copy_(torch.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
         reward_size = (rows.rewards**2).mean().sqrt()
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale[-1] = torch.where(of_order_one, 1.0, reward_size)
@@ -368,7 +368,7 @@ def rollout_models(
 
 # ALGO LOGIC: SAC
 def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
+    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     with torch.no_grad():
         next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
         next_values = agent.target_critic(batch.next_observations, next_actions).amin(0)
@@ -467,8 +467,8 @@ def model_loss(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
-    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
-    loss, the next observations [B, O], which of them are terminal [B], and metrics.
+    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
+    the loss, the next observations [B, O], which of them are terminal [B], and metrics.
     """
     num_elites, batch_size = real.rewards.shape
     action_noise, model_noise = noise.split([real.actions.shape[-1], noise.shape[-1] - real.actions.shape[-1]], -1)
@@ -521,7 +521,7 @@ def update_model(
 
 
 def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
-    """The metrics of an iteration from those of its updates: the mean, or the largest of max_... Waits for the device."""
+    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
     values = torch.stack(history)
     columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
     return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
@@ -609,7 +609,8 @@ def main(args: Args) -> None:
     agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
 
     # ALGO LOGIC: Algorithm 1
-    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(run.iteration, args.total_iterations + 1):
@@ -656,7 +657,7 @@ def main(args: Args) -> None:
 
         run.log(iteration + 1, metrics)
         run.collect()
-        bar.set_postfix(score=f"{run.score:.1f}", Q=f"{metrics['losses/qf_values']:.0f}", SPS=f"{metrics['charts/SPS']:.0f}")
+        bar.set_postfix(score=f"{run.score:.1f}", Q=f"{metrics['losses/qf_values']:.0f}")
         bar.update()
 
     bar.close()
@@ -666,7 +667,7 @@ def main(args: Args) -> None:
             run.save_arrays("dynamics.npz", to_numpy(dynamics))
     run.finish()
     if args.capture_video:
-        record_video(args, run.policy(to_numpy(agent)), str(run.folder / "videos"))
+        record_video(args, run.numpy_agent(to_numpy(agent)).mode, str(run.folder / "videos"))
 
 
 class CudaGraph:
@@ -675,7 +676,7 @@ class CudaGraph:
     Each replay writes its results over those of the last one.
     """
 
-    stream = None  # one for the warm-up and the capture of all graphs: gradients are summed up where they were first made
+    stream = None  # one for the warm-up and capture of all graphs: gradients are summed on the stream that made them
 
     def __init__(self, function: Callable):
         self.function, self.calls, self.graph = function, 0, None
@@ -722,7 +723,7 @@ def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | N
 
 
 def load_checkpoint(run: "Run", parts: tuple, buffer: Tensor) -> bool:
-    """Takes up a run of save_checkpoint, without executing pickled code. Returns whether it held the model's rollouts."""
+    """Goes on from save_checkpoint's file, running no pickled code. Returns whether it held the model's rollouts."""
     with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
         checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
         run.go_on(checkpoint)
@@ -1099,17 +1100,29 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
     return 100 * (returns - random) / (expert - random)
 
 
-def numpy_policy(agent: dict[str, np.ndarray], observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The policy's mode [n, A] at un-normalised observations [n, O], and min_i Q_i there [n]: for other processes."""
-    states = (observations - agent["obs_mean"]) / agent["obs_std"]
-    x = np.maximum(states @ agent["actor.fc1.weight"].T + agent["actor.fc1.bias"], 0)
-    x = np.maximum(x @ agent["actor.fc2.weight"].T + agent["actor.fc2.bias"], 0)
-    mean, _ = np.split(x @ agent["actor.fc3.weight"].T + agent["actor.fc3.bias"], 2, -1)
-    x = np.concatenate([states, np.tanh(mean)], -1)
-    x = np.maximum(x @ agent["critic.fc1.weight"] + agent["critic.fc1.bias"], 0)
-    x = np.maximum(x @ agent["critic.fc2.weight"] + agent["critic.fc2.bias"], 0)
-    values = x @ agent["critic.fc3.weight"] + agent["critic.fc3.bias"]  # [2, n, 1]
-    return np.tanh(mean), values.min(0)[:, 0]
+class NumpyAgent(NamedTuple):
+    """Actor and critics for the processes that evaluate. weights: fc1.weight and so on, of the actor and of the critic."""
+
+    weights: dict[str, np.ndarray]
+    obs_mean: np.ndarray
+    obs_std: np.ndarray
+
+    def mode(self, observations: np.ndarray) -> np.ndarray:
+        """The policy's mode [n, A] at un-normalised observations [n, O]."""
+        x, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.maximum(x @ weights["actor.fc1.weight"].T + weights["actor.fc1.bias"], 0)
+        x = np.maximum(x @ weights["actor.fc2.weight"].T + weights["actor.fc2.bias"], 0)
+        mean, _ = np.split(x @ weights["actor.fc3.weight"].T + weights["actor.fc3.bias"], 2, -1)
+        return np.tanh(mean)
+
+    def value(self, observations: np.ndarray) -> np.ndarray:
+        """min_i Q_i(s, mode of pi(s)), [n]."""
+        states, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.concatenate([states, self.mode(observations)], -1)
+        x = np.maximum(x @ weights["critic.fc1.weight"] + weights["critic.fc1.bias"], 0)
+        x = np.maximum(x @ weights["critic.fc2.weight"] + weights["critic.fc2.bias"], 0)
+        values = x @ weights["critic.fc3.weight"] + weights["critic.fc3.bias"]  # [2, n, 1]
+        return values.min(0)[:, 0]
 
 
 @lru_cache(maxsize=1)
@@ -1117,11 +1130,10 @@ def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector
     return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
 
 
-def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
+def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
     envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
-    result = evaluate(lambda observations: policy(observations)[0], envs, seed, args.gamma)
-    _, first_values = policy(result.first_observations)
+    result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
         "charts/normalized_score": scores.mean(),
@@ -1129,7 +1141,7 @@ def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
         "charts/episodic_return": result.returns.mean(),
         "charts/episodic_length": result.lengths.mean(),
         "charts/discounted_return": result.discounted_returns.mean(),
-        "charts/value_gap": (first_values - result.discounted_returns).mean(),
+        "charts/value_gap": (agent.value(result.first_observations) - result.discounted_returns).mean(),
         "episodic_returns": " ".join(f"{value:.3f}" for value in result.returns),
     }
 
@@ -1290,16 +1302,16 @@ class Run:
             )
         return ratio
 
-    def policy(self, weights: dict[str, np.ndarray]) -> Callable:
-        return partial(numpy_policy, weights | {"obs_mean": self.dataset.obs_mean, "obs_std": self.dataset.obs_std})
+    def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
+        return NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
         if iteration <= self.evaluated:  # before it was resumed
             return
-        policy = self.policy({name: array.copy() for name, array in weights.items()})  # before the next update
-        future = self.pool.submit(run_evaluation, self.args, policy, [self.args.seed, iteration])
+        agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
+        future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
     def collect(self, most: int = 10) -> None:
@@ -1348,8 +1360,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
         env.render()
     if policy:
         env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
-        envs = gym.vector.SyncVectorEnv([lambda: env])
-        evaluate(lambda observations: policy(observations)[0], envs, args.seed, args.gamma)
+        evaluate(policy, gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
     env.close()
 
 

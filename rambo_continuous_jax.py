@@ -43,7 +43,7 @@ from tensorboardX import SummaryWriter
 from tensorboardX.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-# What a dataset changes in the defaults below. (k, lambda): the preprint's Table 3 where its best column is not (5, 3e-4)
+# What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
 DATASET_DEFAULTS = {
     "halfcheetah-random-v2": dict(adv_weight=0.0),
     "halfcheetah-medium-expert-v2": dict(rollout_length=2),
@@ -64,10 +64,10 @@ DATASET_DEFAULTS = {
 class Args:
     exp_name: str = Path(__file__).stem  # name of this experiment, part of the run folder's name
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
-    torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed on the same machine gives the same run
+    torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
-    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of matrix products on a GPU; the latter is faster
+    matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU
     track: bool = False  # also log to Weights and Biases (needs `pip install wandb`)
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
@@ -132,7 +132,7 @@ def sample_rows(key: Tensor, rows: Tensor, *shape: int) -> Tensor:
 
 # ALGO LOGIC: networks
 class Linear(nnx.Module):
-    """y = W x + b, with the layout and the initialisation of torch's nn.Linear: both scripts read each other's policies."""
+    """y = W x + b, with layout and initialisation of torch's nn.Linear: both scripts read each other's policies."""
 
     def __init__(self, fan_in: int, fan_out: int, rngs: nnx.Rngs):
         bound = 1 / math.sqrt(fan_in)
@@ -254,11 +254,11 @@ class Dynamics(nnx.Module):
         return mean * output_scale, log_var + 2 * jnp.log(output_scale)
 
     def set_scales(self, rows: Batch) -> None:
-        """Standardises the inputs by the mean and std of rows [N, ...], and the reward where its size is not of order 1."""
+        """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
         inputs = jnp.concatenate([rows.observations, rows.actions], -1)
         std = inputs.std(0, ddof=1)
         self.input_mean = nnx.Variable(inputs.mean(0))
-        self.input_std = nnx.Variable(jnp.where(std < 0.1, 1.0, std))  # a constant (a goal, an idle joint): not by its std
+        self.input_std = nnx.Variable(jnp.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
         reward_size = jnp.sqrt((rows.rewards**2).mean())
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(jnp.where(of_order_one, 1.0, reward_size)))
@@ -337,12 +337,13 @@ def pretrain_dynamics(
             return adam_step(*carry, gradients, args.model_lr)
 
         dynamics, optimizer, (best_errors, best_layers), epochs_since_improvement = state
-        _, order = jax.lax.sort((jax.random.bits(key, bootstrap.shape), bootstrap), num_keys=1)  # reshuffled for each member
+        _, order = jax.lax.sort((jax.random.bits(key, bootstrap.shape), bootstrap), num_keys=1)  # a shuffle each
         dynamics, optimizer = scan_batches(update, (dynamics, optimizer), order, args.batch_size)
         errors = holdout_errors(dynamics, holdout)
         improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)
         best_errors = jnp.where(improved, errors, best_errors)
-        best_layers = jax.tree.map(lambda new, best: jnp.where(improved[:, None, None], new, best), dynamics.layers, best_layers)
+        choose = partial(jnp.where, improved[:, None, None])
+        best_layers = jax.tree.map(choose, dynamics.layers, best_layers)
         patience = jnp.where(improved.any(), 0, epochs_since_improvement + 1)
         new_state = dynamics, optimizer, (best_errors, best_layers), patience
         return jax.tree.map(partial(jnp.where, epochs_since_improvement > 10), state, new_state)
@@ -398,10 +399,8 @@ def rollout_models(
 
 
 # ALGO LOGIC: SAC
-def critic_loss(
-    critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A] draws the next actions."""
+def critic_loss(critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
     next_values = agent.target_critic(batch.next_observations, next_actions).min(0)
     next_values = next_values - jnp.exp(agent.log_alpha) * next_log_probs
@@ -437,7 +436,7 @@ def update_agent(
     actor, actor_optimizer = adam_step(agent.actor, optimizers.actor, gradients, args.policy_lr)
 
     target_entropy, log_alpha, alpha_optimizer = -batch.actions.shape[-1], agent.log_alpha, optimizers.alpha
-    alpha_loss, gradient = jax.value_and_grad(lambda log_alpha: -(log_alpha * (log_probs + target_entropy)).mean())(log_alpha)
+    alpha_loss, gradient = jax.value_and_grad(lambda x: -(x * (log_probs + target_entropy)).mean())(log_alpha)
     if args.autotune:
         log_alpha, alpha_optimizer = adam_step(log_alpha, alpha_optimizer, gradient, args.policy_lr)
 
@@ -506,8 +505,8 @@ def model_loss(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
-    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns the
-    loss, and the next observations [B, O], which of them are terminal [B], and metrics.
+    elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
+    the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
     num_elites, batch_size = real.rewards.shape
     action_noise, model_noise = jnp.split(noise, [real.actions.shape[-1]], -1)
@@ -544,7 +543,7 @@ def update_model(
     agent: Agent, dynamics: Dynamics, optimizer: optax.OptState, observations: Tensor, restarts: Tensor,
     real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
 ) -> tuple[Dynamics, optax.OptState, Tensor, dict[str, Tensor]]:  # fmt: skip
-    """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, and metrics.
+    """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, metrics.
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
@@ -557,7 +556,7 @@ def update_model(
 
 
 def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, dict[str, Tensor]]:
-    """carry, metrics = update(carry, draw) for all draws [U, ...]; the mean of each metric, or the largest of max_..."""
+    """carry, metrics = update(carry, draw) for all draws [U, ...]; returns means of metrics, the largest of max_..."""
     names = []
 
     def step(carry: tuple, draw: tuple) -> tuple:
@@ -587,7 +586,8 @@ def train_iteration(
     """
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
-    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_real = round(args.real_ratio * batch_size)
     train_rows = rows[len(holdout.rewards) :]
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
@@ -743,7 +743,7 @@ def main(args: Args) -> None:
         start_time = time.time()
         state, history = iterate(state, jnp.int32(iteration), rows, holdout)
         history = jax.device_get(history)  # waits for the device
-        sps = args.updates_per_iteration / (time.time() - start_time)  # of each kind, in the time of the whole iteration
+        sps = args.updates_per_iteration / (time.time() - start_time)  # over the whole iteration
         speed = {"charts/SPS": sps} | ({"charts/model_SPS": sps} if use_model and args.adv_weight > 0 else {})
         metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(len(seeds))]
         for_each_running(lambda i: runs[i].log(iteration + 1, metrics[i]))  # noqa: B023
@@ -761,7 +761,7 @@ def main(args: Args) -> None:
             runs[i].save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)))
         runs[i].finish()
         if args.capture_video:
-            record_video(args, runs[i].policy(to_numpy(take(state.agent, i))), str(runs[i].folder / "videos"))
+            record_video(args, runs[i].numpy_agent(to_numpy(take(state.agent, i))).mode, str(runs[i].folder / "videos"))
     if problems:
         raise Diverged("; ".join(problems))
 
@@ -1205,17 +1205,29 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
     return 100 * (returns - random) / (expert - random)
 
 
-def numpy_policy(agent: dict[str, np.ndarray], observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The policy's mode [n, A] at un-normalised observations [n, O], and min_i Q_i there [n]: for other processes."""
-    states = (observations - agent["obs_mean"]) / agent["obs_std"]
-    x = np.maximum(states @ agent["actor.fc1.weight"].T + agent["actor.fc1.bias"], 0)
-    x = np.maximum(x @ agent["actor.fc2.weight"].T + agent["actor.fc2.bias"], 0)
-    mean, _ = np.split(x @ agent["actor.fc3.weight"].T + agent["actor.fc3.bias"], 2, -1)
-    x = np.concatenate([states, np.tanh(mean)], -1)
-    x = np.maximum(x @ agent["critic.fc1.weight"] + agent["critic.fc1.bias"], 0)
-    x = np.maximum(x @ agent["critic.fc2.weight"] + agent["critic.fc2.bias"], 0)
-    values = x @ agent["critic.fc3.weight"] + agent["critic.fc3.bias"]  # [2, n, 1]
-    return np.tanh(mean), values.min(0)[:, 0]
+class NumpyAgent(NamedTuple):
+    """Actor and critics for the processes that evaluate. weights: fc1.weight and so on, of the actor and of the critic."""
+
+    weights: dict[str, np.ndarray]
+    obs_mean: np.ndarray
+    obs_std: np.ndarray
+
+    def mode(self, observations: np.ndarray) -> np.ndarray:
+        """The policy's mode [n, A] at un-normalised observations [n, O]."""
+        x, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.maximum(x @ weights["actor.fc1.weight"].T + weights["actor.fc1.bias"], 0)
+        x = np.maximum(x @ weights["actor.fc2.weight"].T + weights["actor.fc2.bias"], 0)
+        mean, _ = np.split(x @ weights["actor.fc3.weight"].T + weights["actor.fc3.bias"], 2, -1)
+        return np.tanh(mean)
+
+    def value(self, observations: np.ndarray) -> np.ndarray:
+        """min_i Q_i(s, mode of pi(s)), [n]."""
+        states, weights = (observations - self.obs_mean) / self.obs_std, self.weights
+        x = np.concatenate([states, self.mode(observations)], -1)
+        x = np.maximum(x @ weights["critic.fc1.weight"] + weights["critic.fc1.bias"], 0)
+        x = np.maximum(x @ weights["critic.fc2.weight"] + weights["critic.fc2.bias"], 0)
+        values = x @ weights["critic.fc3.weight"] + weights["critic.fc3.bias"]  # [2, n, 1]
+        return values.min(0)[:, 0]
 
 
 @lru_cache(maxsize=1)
@@ -1223,11 +1235,10 @@ def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector
     return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
 
 
-def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
+def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
     envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
-    result = evaluate(lambda observations: policy(observations)[0], envs, seed, args.gamma)
-    _, first_values = policy(result.first_observations)
+    result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
         "charts/normalized_score": scores.mean(),
@@ -1235,7 +1246,7 @@ def run_evaluation(args: Args, policy: Callable, seed: list[int]) -> dict:
         "charts/episodic_return": result.returns.mean(),
         "charts/episodic_length": result.lengths.mean(),
         "charts/discounted_return": result.discounted_returns.mean(),
-        "charts/value_gap": (first_values - result.discounted_returns).mean(),
+        "charts/value_gap": (agent.value(result.first_observations) - result.discounted_returns).mean(),
         "episodic_returns": " ".join(f"{value:.3f}" for value in result.returns),
     }
 
@@ -1396,16 +1407,16 @@ class Run:
             )
         return ratio
 
-    def policy(self, weights: dict[str, np.ndarray]) -> Callable:
-        return partial(numpy_policy, weights | {"obs_mean": self.dataset.obs_mean, "obs_std": self.dataset.obs_std})
+    def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
+        return NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
         if iteration <= self.evaluated:  # before it was resumed
             return
-        policy = self.policy({name: array.copy() for name, array in weights.items()})  # before the next update
-        future = self.pool.submit(run_evaluation, self.args, policy, [self.args.seed, iteration])
+        agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
+        future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
     def collect(self, most: int = 10) -> None:
@@ -1454,8 +1465,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
         env.render()
     if policy:
         env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
-        envs = gym.vector.SyncVectorEnv([lambda: env])
-        evaluate(lambda observations: policy(observations)[0], envs, args.seed, args.gamma)
+        evaluate(policy, gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
     env.close()
 
 

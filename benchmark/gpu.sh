@@ -1,129 +1,155 @@
 #!/usr/bin/env bash
-# What the README's section Speed says about a GPU, measured within ten minutes. NOT RUN ON A GPU YET: written without one.
+# All that concerns a GPU, in ten minutes. Without one: ALLOW_CPU=1 and small settings.
 #
 #   benchmark/gpu.sh                    # everything; results in $OUT (default: benchmark/results/gpu), summary.md first
-#   benchmark/gpu.sh speed runs         # some of: speed, runs, tests, profile
+#   benchmark/gpu.sh tests speed kernels runs long
 #
-# speed    the tables of benchmark/speed.py
-# runs     the quick start with 50 iterations: torch with --cudagraphs, JAX with 1 and with 8 seeds; seconds per iteration
-#          with its evaluation, a full run of 2,000 iterations extrapolated from them, memory
-# tests    tests/test_compile.py: the same losses with and without --compile and --cudagraphs
-# profile  the kernels that take the time
+# tests  the GPU tests of tests/test_compile.py
+# speed, kernels  benchmark/speed.py: every update by itself and the card's float32 speed; the instructions in JAX's loops
+# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory. torch and
+#        torch-compile are for the patient: 50 updates an iteration
+# long   the rest of the time: a paper-length run of JAX on each of $DATASETS, with $NUM_SEEDS seeds; their checkpoints come
+#        back in $OUT, a file for each seed, and RESUME=folder-with-these-files goes on from there in the next ten minutes
 #
-# Needs one NVIDIA GPU and the packages of requirements.txt and pytest, with a GPU build of jax; $PYTHON is the interpreter.
-# $BUDGET (570 seconds) is the time for all steps: what does not fit is stopped and counts as failed. For a trial without a
-# GPU: ALLOW_CPU=1, and $SPEED_ARGS and $RUN_ARGS (more arguments for speed.py and for both scripts) that make all small.
+# $BUDGET (570) seconds are for all steps: what does not fit is stopped. $PYTHON is the interpreter. $SPEED_ARGS, $RUN_ARGS and
+# $LONG_ARGS go to speed.py and to the scripts.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 repo=$PWD
 OUT=$(realpath -m "${OUT:-benchmark/results/gpu}")
+RESUME=${RESUME:+$(realpath "$RESUME")}
 PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-570}
-ITERATIONS=${ITERATIONS:-50}
+PATHS=${PATHS:-jax-1 jax-8 torch-graphs torch-compile-graphs}
+ITERATIONS=${ITERATIONS:-30}
+DATASETS=${DATASETS:-halfcheetah-sbx-medium-v2 hopper-sbx-full-replay-v2}
+NUM_SEEDS=${NUM_SEEDS:-2}
 read -ra speed_args <<<"${SPEED_ARGS:-}"
 read -ra run_args <<<"${RUN_ARGS:-}"
-steps=("${@:-speed runs tests profile}")
-read -ra steps <<<"${steps[*]}"
+read -ra long_args <<<"${LONG_ARGS:-}"
+[ $# -gt 0 ] || set -- tests speed kernels runs long
 
-"$PYTHON" - "${ALLOW_CPU:-}" <<'EOF' || exit 1
+"$PYTHON" - "${ALLOW_CPU:-}" <<'END' || exit 1
 import sys
 from importlib.util import find_spec
 
-names = "torch jax flax optax numpy gymnasium mujoco h5py tyro tqdm tensorboardX pytest".split()
+names = "torch jax flax optax numpy gymnasium mujoco h5py filelock tyro tqdm tensorboardX pytest".split()
 if missing := [name for name in names if not find_spec(name)]:
     sys.exit(f"missing: {' '.join(missing)} (pip install them, or put them on PYTHONPATH)")
-import jax
-import torch
+if not sys.argv[1]:
+    import jax
+    import torch
 
-if not sys.argv[1] and not torch.cuda.is_available():
-    sys.exit("missing: a GPU that torch sees")
-if not sys.argv[1] and jax.default_backend() != "gpu":
-    sys.exit('missing: a GPU that jax sees (pip install "jax[cuda13]")')
-EOF
+    if not torch.cuda.is_available() or jax.default_backend() != "gpu":
+        sys.exit('missing: a GPU that torch and jax see (pip install "jax[cuda13]")')
+END
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$OUT"
+mkdir -p "$OUT" "$work/logs" "$work/long"
 export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
-export JAX_COMPILATION_CACHE_DIR=$work/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
-graphs=(--cudagraphs)
-[ -n "${ALLOW_CPU:-}" ] && graphs=()
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/jax} JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+printf '| step | result | seconds | GPU memory, MB |\n| --- | --- | --- | --- |\n' >"$work/steps.md"
 failed=0
-printf '| step | result | seconds | GPU memory, MB |\n| --- | --- | --- | --- |\n' >"$OUT/summary.md"
-: >"$OUT/log.txt"
 
-# step NAME LIMIT FILE COMMAND...: output to FILE, progress to log.txt, and the most GPU memory in use meanwhile
+# note NAME: that it failed, and its last words
+note() {
+  failed=1
+  for file in "$work/logs/$1".txt "$work/logs/$1".err.txt; do
+    [ -s "$file" ] && printf '\n%s failed:\n```\n%s\n```\n' "$1" "$(tr '\r' '\n' <"$file" | tail -5)" >>"$work/failures.md"
+  done
+}
+
+# step NAME LIMIT COMMAND...: what it prints goes to logs/NAME.txt; notes the most GPU memory in use meanwhile
 step() {
-  local name=$1 limit=$2 file=$3 start=$SECONDS result=ok poll=
-  shift 3
+  local name=$1 limit=$2 start=$SECONDS result=ok poll=
+  shift 2
   limit=$((limit < BUDGET - SECONDS ? limit : BUDGET - SECONDS))
-  echo "== $name: $*" >>"$OUT/log.txt"
+  : >"$work/memory"
+  if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 500 >"$work/memory" 2>/dev/null &
+    poll=$!
+  fi
   if [ "$limit" -le 0 ]; then
     result="no time left" failed=1
   else
-    : >"$work/memory"
-    if command -v nvidia-smi >/dev/null; then
-      nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 500 >"$work/memory" 2>/dev/null &
-      poll=$!
-    fi
-    timeout "$limit" "$@" >"$file" 2>>"$OUT/log.txt" || { result="failed ($?)" failed=1; }
-    [ -n "$poll" ] && kill "$poll" && wait "$poll" 2>/dev/null
+    timeout "$limit" "$@" >"$work/logs/$name.txt" 2>"$work/logs/$name.err.txt" || { result="failed ($?)" && note "$name"; }
   fi
-  echo "| $name | $result | $((SECONDS - start)) | $(sort -n "$work/memory" 2>/dev/null | tail -1) |" >>"$OUT/summary.md"
+  [ -n "$poll" ] && kill "$poll" && wait "$poll" 2>/dev/null
+  echo "| $name | $result | $((SECONDS - start)) | $(sort -n "$work/memory" | tail -1) |" >>"$work/steps.md"
 }
 
-quick_start() { # NAME LIMIT SCRIPT ARGUMENTS...: the run folders end up in $work/NAME/runs
-  local name=$1 limit=$2 script=$3
-  shift 3
-  mkdir -p "$work/$name"
-  cd "$work/$name" || exit
-  step "$name" "$limit" "$work/$name/output.txt" "$PYTHON" "$repo/$script" --env-id hopper-mini-v2 \
-    --model-max-pretrain-epochs 40 --total-iterations "$ITERATIONS" --checkpoint-interval 0 "$@" "${run_args[@]}"
-  cd "$repo" || exit
+log_of() { # ENV_ID: the file of its dataset
+  local name=${1%-v2}
+  name=${name//-/_}-v2.hdf5
+  [ -f "benchmark/datasets/$name" ] && echo "$repo/benchmark/datasets/$name" || echo "$repo/collected/$name"
 }
 
-for part in "${steps[@]}"; do
+# The logs are rebuilt meanwhile, on the CPU
+declare -A rebuilds
+if [[ " $* " == *" long "* ]]; then
+  for env_id in $DATASETS; do
+    log=$(log_of "$env_id")
+    [ -f "$log" ] && continue
+    "$PYTHON" benchmark/datasets/rebuild.py "benchmark/datasets/$(basename "$log" .hdf5).npz" &>"$work/logs/rebuild-$env_id.txt" &
+    rebuilds[$env_id]=$!
+  done
+fi
+
+for part in "$@"; do
   case $part in
-    speed)
-      step "speed.py" 240 "$OUT/speed.md" "$PYTHON" benchmark/speed.py --updates 200 --output "$OUT/speed.json" \
-        "${speed_args[@]}"
-      ;;
+    tests) step tests 120 "$PYTHON" -m pytest -v -p no:cacheprovider -k "gpu or graph" tests/test_compile.py ;;
+    speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 100 --repeats 3 --output "$work/speed.json" "${speed_args[@]}" ;;
+    kernels) step kernels 120 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
     runs)
-      quick_start torch-graphs 120 rambo_continuous.py "${graphs[@]}"
-      quick_start jax-1 120 rambo_continuous_jax.py
-      quick_start jax-8 200 rambo_continuous_jax.py --num-seeds 8
+      for path in $PATHS; do
+        case $path in
+          jax-*) script="rambo_continuous_jax.py --num-seeds ${path#jax-}" ;;
+          torch-compile-graphs) script="rambo_continuous.py --compile --cudagraphs" ;;
+          torch-graphs) script="rambo_continuous.py --cudagraphs" ;;
+          torch-compile) script="rambo_continuous.py --compile --no-cudagraphs --updates-per-iteration 50" ;;
+          torch) script="rambo_continuous.py --no-cudagraphs --updates-per-iteration 50" ;;
+          *) echo "no such path: $path" >&2 && exit 1 ;;
+        esac
+        model=$(find "$work" -name dynamics_pretrained.npz | head -1) # pretrained by the first run only
+        mkdir "$work/$path"
+        cd "$work/$path" || exit
+        # shellcheck disable=SC2086 # the script and its flags
+        step "$path" 180 "$PYTHON" "$repo"/$script --env-id hopper-mini-v2 --total-iterations "$ITERATIONS" \
+          --checkpoint-interval 0 --save-model ${model:+--load-model "$model"} "${run_args[@]}"
+        cd "$repo" || exit
+      done
       ;;
-    tests) step "test_compile.py" 120 "$work/tests.txt" "$PYTHON" -m pytest -v -p no:cacheprovider tests/test_compile.py ;;
-    profile)
-      step "speed.py --profile" 100 "$OUT/profile.md" "$PYTHON" benchmark/speed.py --profile --updates 200 "${speed_args[@]}"
+    long)
+      for env_id in "${!rebuilds[@]}"; do wait "${rebuilds[$env_id]}" || note "rebuild-$env_id"; done
+      for file in ${RESUME:+"$RESUME"/*__*.tar.gz}; do tar xzf "$file" -C "$work/long"; done
+      cd "$work/long" || exit
+      declare -A pids
+      for env_id in $DATASETS; do # at the same time; each leaves a checkpoint every 20 iterations, whenever it is stopped
+        first=$(find . -path "./runs/${env_id}__*/seeds.json" -exec dirname {} \;)
+        timeout $((BUDGET - SECONDS > 20 ? BUDGET - SECONDS - 20 : 1)) "$PYTHON" "$repo/rambo_continuous_jax.py" \
+          --env-id "$env_id" --dataset-path "$(cd "$repo" && log_of "$env_id")" --num-seeds "$NUM_SEEDS" \
+          --no-checkpoint-buffer --checkpoint-interval 20 ${first:+--resume "$first"} "${long_args[@]}" \
+          &>"$work/logs/long-$env_id.txt" &
+        pids[$env_id]=$!
+      done
+      for env_id in $DATASETS; do
+        result=finished
+        wait "${pids[$env_id]}" || { [ $? -eq 124 ] && result=stopped; } || { result=failed && note "long-$env_id"; }
+        echo "| long $env_id | $result | $SECONDS since the start | |" >>"$work/steps.md"
+      done
+      cd "$repo" || exit
       ;;
     *) echo "no such step: $part" >&2 && exit 1 ;;
   esac
 done
 
-[ -f "$work/tests.txt" ] && cat "$work/tests.txt" >>"$OUT/log.txt"
-find "$work" -path '*/runs/*' \( -name '*.csv' -o -name '*.json' \) -printf '%P\n' | tar czf "$OUT/runs.tar.gz" -C "$work" -T -
-"$PYTHON" - "$work" "$OUT" >>"$OUT/summary.md" <<'EOF'
-import csv
-import json
-import sys
-from pathlib import Path
-
-work, out = map(Path, sys.argv[1:])
-print("\n| quick start | start and pretraining | one iteration | 2,000 iterations | last scores |\n| --- | --- | --- | --- | --- |")
-for name in ("torch-graphs", "jax-1", "jax-8"):
-    runs = [list(csv.DictReader(path.open())) for path in sorted((work / name).glob("runs/*/evaluations.csv"))]
-    if runs and len(runs[0]) > 2:
-        start, first, last = (float(runs[0][i]["seconds"]) for i in (0, 1, -1))
-        one = (last - first) / (int(runs[0][-1]["iteration"]) - int(runs[0][1]["iteration"]))
-        scores = " ".join(f"{float(rows[-1]['normalized_score_mean']):.1f}" for rows in runs)
-        print(f"| {name} | {start:.0f} s | {one:.2f} s | {(start + 2000 * one) / 60:.0f} min | {scores} |")
-if (out / "speed.json").exists():
-    loops = json.loads((out / "speed.json").read_text())["loops"]
-    pair = {name: loop["agent"]["seconds"] + loop["adversarial"]["seconds"] for name, loop in loops.items()}
-    print("\n| loop | one update of each kind | plain torch takes so many times as long |\n| --- | --- | --- |")
-    for name, seconds in pair.items():
-        print(f"| {name} | {1000 * seconds:.3f} ms | {pair['torch'] / seconds:.2f} |")
-EOF
+# A file for each checkpoint, one for all the rest: many small files are slow to carry
+for folder in "$work"/long/runs/*/; do
+  [ -d "$folder" ] && tar czf "$OUT/$(basename "$folder").tar.gz" --exclude 'events*' --exclude .lock -C "$work/long" "runs/$(basename "$folder")"
+done
+(cd "$work" && find . \( -name '*.csv' -o -name '*.json' -o -name '*.txt' \) ! -path './jax/*' | tar czf "$OUT/measurements.tar.gz" -T -)
+"$PYTHON" benchmark/gpu_summary.py "$work" >"$OUT/summary.md" || failed=1
+[ -f "$work/failures.md" ] && cat "$work/failures.md" >>"$OUT/summary.md"
 cat "$OUT/summary.md"
 exit "$failed"

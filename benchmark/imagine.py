@@ -154,8 +154,9 @@ def load_run(run_dir: Path, probing: bool = False) -> Saved:
     shape = args.num_elites, dataset.obs_dim, dataset.action_dim, args.model_hidden_dim
     models = {name: Dynamics(*shape) for name in files}
     for name, module in zip(("policy.npz", *files.values()), (agent.actor, *models.values()), strict=True):
-        if not np.array_equal(rambo.load_arrays(run_dir / name, module)["obs_mean"], dataset.obs_mean):
-            raise InputError(f"{run_dir}/{name} was trained on another dataset than {args.dataset_path or args.env_id}")
+        with rambo.explain(f"{run_dir}/{name} does not hold what this run needs"):
+            arrays = rambo.read_arrays(run_dir / name, dataset)
+            module.load_state_dict({key: torch.as_tensor(arrays[key]) for key in module.state_dict()})
     return Saved(args, env, dataset, torch.as_tensor(dataset.rows), agent, load_critic(run_dir, agent), models)
 
 
@@ -173,10 +174,11 @@ def probe(saved: Saved, adv_weight: float, updates: int, seed: int) -> dict[str,
             starts, restarts = rambo.sample_rows(saved.rows, 2, args.batch_size)[..., : dataset.obs_dim]
             if i % args.rollout_length == 0:
                 observations = starts
-            real = rambo.sample_rows(saved.rows, args.num_elites, args.batch_size)
-            real = rambo.split_rows(real, dataset.obs_dim, dataset.action_dim)
-            observations, _ = rambo.adversarial_update(
-                saved.agent, dynamics, optimizer, observations, restarts, real, saved.terminated, args
+            real = rambo.split_rows(rambo.sample_rows(saved.rows, args.num_elites, args.batch_size), dataset.obs_dim)
+            elites = torch.randint(args.num_elites, (args.batch_size,))
+            noise = torch.randn(args.batch_size, dataset.action_dim + dataset.obs_dim + 1)
+            observations, _ = rambo.update_model(
+                saved.agent, dynamics, optimizer, observations, restarts, real, elites, noise, saved.terminated, args
             )
         models[name] = dynamics.requires_grad_(False)
     return models
@@ -306,7 +308,7 @@ def compare_models(
 ) -> Parting:
     """Compares the two models at pairs [Q, O], [Q, A]; own as in nearest_distances."""
     pretrained, _ = saved.models.values()
-    log = rambo.split_rows(saved.rows, observations.shape[1], actions.shape[1])
+    log = rambo.split_rows(saved.rows, observations.shape[1])
     pairs = torch.cat([observations, actions], 1), torch.cat([log.observations, log.actions], 1)
     distances = nearest_distances(*((x - pretrained.input_mean) / pretrained.input_std for x in pairs), own)
 
@@ -328,7 +330,7 @@ def part(saved: Saved, worlds: dict[str, Trajectories], count: int, generator: t
     """The two models compared at `count` pairs of each kind in POINTS."""
     dataset = saved.dataset
     picked = torch.randint(len(saved.rows), (count,), generator=generator)
-    rows = rambo.split_rows(saved.rows[picked], dataset.obs_dim, dataset.action_dim)
+    rows = rambo.split_rows(saved.rows[picked], dataset.obs_dim)
     states = torch.cat([world.observations[~world.fallen] for world in list(worlds.values())[:2]])
     imagined = states[torch.randint(len(states), (count,), generator=generator)]
 

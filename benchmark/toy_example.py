@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rambo_continuous import Actor, Dynamics, load_arrays, mixture_log_prob
+from rambo_continuous import Actor, Dynamics, mixture_log_prob
 
 CLUSTERS, CLUSTER_STD, REWARD_STD = (-0.6, 0.6), 0.1, 0.1
 GAP = 0.3  # |action| below this: at least three standard deviations from either cluster
@@ -119,8 +119,9 @@ GRID = np.linspace(-1, 1, 401)[1:-1]
 def read_solution(folder: Path, actions: np.ndarray, rewards: np.ndarray) -> Solution:
     """Reads a run folder; both scripts save the same files."""
     dynamics, actor = Dynamics(NUM_ELITES, 1, 1, HIDDEN_DIM), Actor(1, 1)
-    load_arrays(folder / "dynamics.npz", dynamics)
-    load_arrays(folder / "policy.npz", actor)
+    for name, module in {"dynamics.npz": dynamics, "policy.npz": actor}.items():
+        with np.load(folder / name) as arrays:
+            module.load_state_dict({key: torch.as_tensor(arrays[key]) for key in module.state_dict()})
 
     def predict(a: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = torch.as_tensor(a, dtype=torch.float32)[:, None].expand(NUM_ELITES, -1, -1)
@@ -144,9 +145,10 @@ def solve(args: Args) -> tuple[Solution, Solution]:
     actions, rewards = sample_log(args.rows, args.seed)
     flags = [*FLAGS.split(), "--total-iterations", str(args.iterations), "--seed", str(args.seed)]
     solutions = []
-    every_episode_ends_at_once = {"onestep": lambda x: x[..., 0] == x[..., 0]}
+    every_episode_ends_at_once = {"OneStep": lambda x: x[..., 0] == x[..., 0]}
     with (
-        tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder),
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
         mock.patch.dict(script.TERMINATION_RULES, every_episode_ends_at_once),
     ):
         write_log(Path("log.hdf5"), actions, rewards)

@@ -31,8 +31,9 @@ TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-lengt
 
 
 def pytest_collection_modifyitems(items):
-    """The long test first, so that it does not run alone at the end."""
-    items.sort(key=lambda item: "test_rambo_learns" not in item.name)
+    """The files that take longest first, so that none runs alone at the end."""
+    longest_first = ["test_learning", "test_twins", "test_compile", "test_imagine", "test_collect", "test_toy_example"]
+    items.sort(key=lambda item: (longest_first + [item.path.stem]).index(item.path.stem))
 
 
 @pytest.fixture(params=SCRIPTS)

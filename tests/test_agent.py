@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,3 +290,35 @@ def test_sampling_rows_is_uniform_with_replacement():
     assert sample.shape == (200, 100, 3)
     counts = torch.bincount(sample[..., 0].flatten().long(), minlength=10)
     assert len(counts) == 10 and (counts - 2000).abs().max() < 5 * math.sqrt(2000)
+
+
+def test_the_value_bound_ratio_compares_the_mean_q_with_what_the_rewards_allow():
+    cases = [
+        ([-1, 2, 3], 15, 0.5),  # at most 3 / (1 - 0.9)
+        ([-1, 2, 3], 60, 2),
+        ([-1, 2, 3], -5, 0.5),  # at least -1 / (1 - 0.9)
+        ([-1, 2, 3], -20, 2),
+        ([1, 2, 3], -15, 0.5),  # below 0 although no reward is: against the only scale there is
+        ([-4, -2, -1], 20, 0.5),
+        ([-4, -2, 0], 80, 2),
+        ([-4, -2, -1], -20, 0.5),
+        ([-1, 2, 3], 0, 0),
+        ([0, 0, 0], 0, 0),
+        ([-1, 2, 3], -math.inf, math.inf),
+    ]
+    for rewards, mean_q, ratio in cases:
+        rows = np.full((3, 2 * OBS_DIM + ACTION_DIM + 2), 100, np.float32)
+        rows[:, OBS_DIM + ACTION_DIM] = rewards
+        dataset = SimpleNamespace(rows=rows, obs_dim=OBS_DIM, action_dim=ACTION_DIM)
+        run = SimpleNamespace(dataset=dataset, args=SimpleNamespace(gamma=0.9), warned=False)
+        assert rambo.Run.value_bound_ratio(run, 7, mean_q) == pytest.approx(ratio)
+        assert run.warned == (ratio > 1)
+
+
+def test_a_value_beyond_its_bound_is_warned_of_once(capsys):
+    dataset = SimpleNamespace(rows=np.ones((3, 2 * OBS_DIM + ACTION_DIM + 2)), obs_dim=OBS_DIM, action_dim=ACTION_DIM)
+    run = SimpleNamespace(dataset=dataset, args=SimpleNamespace(gamma=0.9), warned=False)
+    for iteration, mean_q in enumerate((9.9, 10.1, 10.2)):
+        rambo.Run.value_bound_ratio(run, iteration, mean_q)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: in iteration 1 the mean Q, 10, is beyond")

@@ -1,5 +1,6 @@
 """Loading and packing datasets: the way of D4RL, of files without next_observations, of Minari; d4rl as an oracle."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,6 +11,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import TINY, hopper_log, pendulum_log, run_here, write_hdf5
+
+
+@pytest.fixture
+def rambo():
+    """The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough here."""
+    return importlib.import_module("rambo_continuous")
 
 
 def unpack(dataset):
@@ -139,12 +146,13 @@ def test_the_summary_counts_rows_episodes_returns_and_saturated_actions(rambo, t
         assert part in summary
 
 
-@pytest.mark.parametrize("name", ["hopper-mini-v2", "pendulum-mini"])
-def test_bundled_datasets_are_found_by_their_ids(rambo, name):
-    env = rambo.make_env(name)
-    dataset = rambo.load_dataset(name, None, env)
-    assert len(dataset.rows) > 10_000 and dataset.obs_dim == env.observation_space.shape[0]
-    assert np.isfinite(dataset.rows).all()
+def test_bundled_datasets_are_found_by_their_ids(rambo, subtests):
+    for name in ["hopper-mini-v2", "pendulum-mini"]:
+        with subtests.test(name=str(name)):
+            env = rambo.make_env(name)
+            dataset = rambo.load_dataset(name, None, env)
+            assert len(dataset.rows) > 10_000 and dataset.obs_dim == env.observation_space.shape[0]
+            assert np.isfinite(dataset.rows).all()
 
 
 def test_d4rl_files_are_looked_for_where_d4rl_keeps_them(rambo, tmp_path, monkeypatch):
@@ -260,14 +268,15 @@ def test_rambo_runs_on_a_minari_dataset(rambo, minari_dataset, tmp_path, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("env_id", ["own-v0", "own/pendulum-v0", "a/b/c/pendulum-v0"])
-def test_minari_ids_of_any_depth(rambo, minari_dataset, env_id):
-    folder = Path(os.environ["MINARI_DATASETS_PATH"])
-    shutil.copytree(folder / minari_dataset[0], folder / env_id)
-    metadata = folder / env_id / "data" / "metadata.json"
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"dataset_id": env_id}))
-    dataset = rambo.load_dataset(env_id, None, rambo.make_env(env_id))
-    assert len(dataset.rows) == 60
+def test_minari_ids_of_any_depth(rambo, minari_dataset, subtests):
+    for env_id in ["own-v0", "own/pendulum-v0", "a/b/c/pendulum-v0"]:
+        with subtests.test(env_id=str(env_id)):
+            folder = Path(os.environ["MINARI_DATASETS_PATH"])
+            shutil.copytree(folder / minari_dataset[0], folder / env_id)
+            metadata = folder / env_id / "data" / "metadata.json"
+            metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"dataset_id": env_id}))
+            dataset = rambo.load_dataset(env_id, None, rambo.make_env(env_id))
+            assert len(dataset.rows) == 60
 
 
 @pytest.mark.filterwarnings("ignore")

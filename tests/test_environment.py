@@ -1,5 +1,6 @@
 """D4RL physics, termination rules, scores and evaluation, against published numbers, real data and the simulators."""
 
+import importlib
 import math
 
 import gymnasium as gym
@@ -9,6 +10,12 @@ import pytest
 import torch
 from conftest import ROOT, pendulum_log, write_hdf5
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+
+@pytest.fixture
+def rambo():
+    """The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough here."""
+    return importlib.import_module("rambo_continuous")
 
 REAL_SEGMENTS = ROOT.parent / "shared" / "d4rl_real_segments"
 # The simulator of each termination rule
@@ -33,21 +40,19 @@ def in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "env_id, masses",
-    [  # Gym -v2 under MuJoCo 2.0, body by body without the world
+def test_bodies_weigh_what_they_weighed_when_d4rl_was_recorded(rambo, subtests):
+    for env_id, masses in [  # Gym -v2 under MuJoCo 2.0, body by body without the world
         ("hopper-medium-v2", [3.53429174, 3.92699082, 2.71433605, 5.0893801]),
         (
             "halfcheetah-random-v2",
             [6.36031332, 1.53524804, 1.58093995, 1.0691906, 1.42558747, 1.17885117, 0.84986945],
         ),
-    ],
-)
-def test_bodies_weigh_what_they_weighed_when_d4rl_was_recorded(rambo, env_id, masses):
-    model = rambo.make_env(env_id).unwrapped.model
-    np.testing.assert_allclose(model.body_mass[1:], masses, rtol=1e-7)
-    stock = rambo.make_env(env_id, d4rl_physics=False).unwrapped.model
-    assert np.abs(stock.body_mass[1:] - masses).max() > 0.01
+    ]:
+        with subtests.test(env_id=str(env_id), masses=str(masses)):
+            model = rambo.make_env(env_id).unwrapped.model
+            np.testing.assert_allclose(model.body_mass[1:], masses, rtol=1e-7)
+            stock = rambo.make_env(env_id, d4rl_physics=False).unwrapped.model
+            assert np.abs(stock.body_mass[1:] - masses).max() > 0.01
 
 
 @pytest.mark.parametrize("name, num_positions", [("hopper", 5), ("walker2d", 8)])
@@ -77,13 +82,14 @@ def test_real_d4rl_transitions_are_reproduced(rambo, name, num_positions):
     assert np.mean(np.array(errors) < 1e-5) >= 0.99
 
 
-@pytest.mark.parametrize("version, factor", [("2.3.7", 1), ("3.4.0", 1), ("3.5.0", 0.5), ("3.10.1", 0.5), ("4.0.0", 0.5)])
-def test_contact_margins_are_halved_from_mujoco_3_5_on(rambo, monkeypatch, version, factor):
-    stock = gym.make("Hopper-v4").unwrapped.model.geom_margin
-    monkeypatch.setattr(mujoco, "__version__", version)
-    margins = rambo.make_env("hopper-medium-v2").unwrapped.model.geom_margin
-    assert stock.max() > 0
-    np.testing.assert_allclose(margins, factor * stock)
+def test_contact_margins_are_halved_from_mujoco_3_5_on(rambo, monkeypatch, subtests):
+    for version, factor in [("2.3.7", 1), ("3.4.0", 1), ("3.5.0", 0.5), ("3.10.1", 0.5), ("4.0.0", 0.5)]:
+        with subtests.test(version=str(version), factor=str(factor)):
+            stock = gym.make("Hopper-v4").unwrapped.model.geom_margin
+            monkeypatch.setattr(mujoco, "__version__", version)
+            margins = rambo.make_env("hopper-medium-v2").unwrapped.model.geom_margin
+            assert stock.max() > 0
+            np.testing.assert_allclose(margins, factor * stock)
 
 
 def test_d4rl_ids_are_v4_with_their_time_limit_and_other_ids_stay_as_they_are(rambo):
@@ -122,31 +128,33 @@ def test_every_termination_rule_is_tested(rambo):
     assert SIMULATORS.keys() == rambo.TERMINATION_RULES.keys()
 
 
-@pytest.mark.parametrize("name", SIMULATORS)
-def test_termination_rules_agree_with_the_simulator(rambo, name):
-    env = gym.make(SIMULATORS[name])
-    rule = rambo.termination_rule(env)
-    assert rule is rambo.TERMINATION_RULES[name]
-    observations, verdicts = map(np.array, zip(*visited_states(env, np.random.default_rng(0)), strict=True))
-    np.testing.assert_array_equal(rule(observations), verdicts)
-    on_the_device = rule(torch.as_tensor(observations, dtype=torch.float32))
-    assert on_the_device.dtype == torch.bool and on_the_device.shape == verdicts.shape
-    assert (on_the_device.numpy() == verdicts).mean() > 0.99  # rounding to float32 can cross a threshold
-    nested = rule(torch.as_tensor(observations[None], dtype=torch.float32))
-    assert torch.equal(nested[0], on_the_device), "any leading shape"
-    ends = name not in ("HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum")
-    assert verdicts.any() == ends and not verdicts.all(), "the test sees both verdicts wherever both exist"
+def test_termination_rules_agree_with_the_simulator(rambo, subtests):
+    for name in SIMULATORS:
+        with subtests.test(name=str(name)):
+            env = gym.make(SIMULATORS[name])
+            rule = rambo.termination_rule(env)
+            assert rule is rambo.TERMINATION_RULES[name]
+            observations, verdicts = map(np.array, zip(*visited_states(env, np.random.default_rng(0)), strict=True))
+            np.testing.assert_array_equal(rule(observations), verdicts)
+            on_the_device = rule(torch.as_tensor(observations, dtype=torch.float32))
+            assert on_the_device.dtype == torch.bool and on_the_device.shape == verdicts.shape
+            assert (on_the_device.numpy() == verdicts).mean() > 0.99  # rounding to float32 can cross a threshold
+            nested = rule(torch.as_tensor(observations[None], dtype=torch.float32))
+            assert torch.equal(nested[0], on_the_device), "any leading shape"
+            ends = name not in ("HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum")
+            assert verdicts.any() == ends and not verdicts.all(), "the test sees both verdicts wherever both exist"
 
 
-@pytest.mark.parametrize("name", SIMULATORS)
-def test_a_state_that_is_not_a_number_ends_an_episode(rambo, name):
+def test_a_state_that_is_not_a_number_ends_an_episode(rambo, subtests):
     """Such a state can come out of a model that blows up, and must not be rolled on from."""
-    env = gym.make(SIMULATORS[name])
-    observation, _ = env.reset(seed=0)
-    observation = observation.astype(np.float32)
-    observation[0] = math.nan
-    assert rambo.TERMINATION_RULES[name](observation)
-    assert rambo.TERMINATION_RULES[name](torch.as_tensor(observation))
+    for name in SIMULATORS:
+        with subtests.test(name=str(name)):
+            env = gym.make(SIMULATORS[name])
+            observation, _ = env.reset(seed=0)
+            observation = observation.astype(np.float32)
+            observation[0] = math.nan
+            assert rambo.TERMINATION_RULES[name](observation)
+            assert rambo.TERMINATION_RULES[name](torch.as_tensor(observation))
 
 
 def test_hopper_ends_at_any_coordinate_beyond_100_of_either_sign(rambo):
@@ -270,11 +278,12 @@ def test_an_actuator_whose_bounds_are_equal(rambo, own_environments, tmp_path):
     assert np.isfinite(rambo.evaluate(lambda observations: np.ones((1, 2)), envs, 1, 0.99).returns).all()
 
 
-@pytest.mark.parametrize("env_id", ["Hopper-v2", "Pusher-v4", "not_installed:Pendulum-v1", "gymnasium.nowhere:Thing-v0", "-"])
-def test_ids_that_gymnasium_refuses(rambo, env_id):
-    with pytest.raises(rambo.InputError) as error:
-        rambo.make_env(env_id)
-    assert env_id in str(error.value) and "did you mean" in str(error.value) and "\n" not in str(error.value)
+def test_ids_that_gymnasium_refuses(rambo, subtests):
+    for env_id in ["Hopper-v2", "Pusher-v4", "not_installed:Pendulum-v1", "gymnasium.nowhere:Thing-v0", "-"]:
+        with subtests.test(env_id=str(env_id)):
+            with pytest.raises(rambo.InputError) as error:
+                rambo.make_env(env_id)
+            assert env_id in str(error.value) and "did you mean" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_real_d4rl_terminals_agree_with_the_rule(rambo, tmp_path):

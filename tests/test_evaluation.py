@@ -37,7 +37,8 @@ def test_the_numpy_policy_is_torchs_network():
         states = torch.as_tensor((observations - mean) / std, dtype=torch.float32)
         actions = agent.actor.mode(states)
         values = agent.critic(states, actions).min(0).values
-    ours = rambo.numpy_policy(rambo.to_numpy(agent) | {"obs_mean": mean, "obs_std": std}, observations)
+    numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
+    ours = numpy_agent.mode(observations), numpy_agent.value(observations)
     np.testing.assert_allclose(ours[0], actions.numpy(), atol=1e-5)
     np.testing.assert_allclose(ours[1], values.numpy(), atol=1e-5)
     assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
@@ -52,7 +53,8 @@ def test_the_numpy_policy_is_jaxs_network():
     observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
     states = ((observations - mean) / std).astype(np.float32)
     actions = agent.actor.mode(states)
-    ours = rambo.numpy_policy(rambo.to_numpy(agent) | {"obs_mean": mean, "obs_std": std}, observations)
+    numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
+    ours = numpy_agent.mode(observations), numpy_agent.value(observations)
     np.testing.assert_allclose(ours[0], actions, atol=1e-5)
     np.testing.assert_allclose(ours[1], agent.critic(states, actions).min(0), atol=1e-5)
     assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
@@ -114,7 +116,7 @@ def test_the_next_update_does_not_change_the_policy_under_evaluation(run):
     weights = {"weight": np.ones(3)}
     run.evaluate(0, weights)
     weights["weight"][:] = 7
-    assert run.pool.policies[0].args[0]["weight"].tolist() == [1, 1, 1]
+    assert run.pool.policies[0].weights["weight"].tolist() == [1, 1, 1]
 
 
 def test_weights_that_are_no_numbers_are_a_divergence_and_its_result_is_json(rambo, run):

@@ -23,7 +23,6 @@ UPDATES, BATCH, NUM_ELITES, K, RETAIN, ITERATIONS, NUM_ROWS, NUM_HOLDOUT = 14, 1
 OBS_DIM, ACTION_DIM = 3, 1
 FLAGS = [*TINY, "--total-iterations", ITERATIONS, "--updates-per-iteration", UPDATES, "--rollout-length", K]
 FLAGS += ["--rollout-retain-iterations", RETAIN, "--batch-size", BATCH]
-pytestmark = pytest.mark.xdist_group("iteration")  # one process makes the traces
 WATCHED = ("rollout_models", "update_agent", "update_model")
 
 
@@ -268,3 +267,33 @@ def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, t
     with np.load(run / "dynamics_pretrained.npz") as kept:
         for name, array in weights.items():
             np.testing.assert_array_equal(kept[name], array[elites] if name.startswith("layers") else array)
+
+
+def test_a_checkpoint_without_model_rollouts_is_small_and_resuming_makes_new_ones(rambo, tmp_path, monkeypatch, capsys):
+    """The rollouts of the two iterations so far, in their places of a buffer for three, from states of the dataset."""
+
+    def buffer_of(run):
+        if rambo is in_torch:
+            buffer = torch.load(run / "checkpoint.pt", weights_only=True)["buffer"]
+            return None if buffer is None else buffer.numpy()
+        with np.load(run / "checkpoint.npz") as checkpoint:
+            return checkpoint.get("buffer")
+
+    monkeypatch.chdir(tmp_path)
+    write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+    flags = [*TINY, "--rollout-retain-iterations", 3, "--no-checkpoint-buffer"]
+    run = run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags)
+    (checkpoint,) = run.glob("checkpoint.*")
+    small, message = checkpoint.stat().st_size, "The checkpoint holds no model rollouts: rolling the model out anew"
+    assert buffer_of(run) is None and message not in capsys.readouterr().out
+    run_here(rambo, "--resume", run, "--checkpoint-buffer")
+    buffer, dataset = buffer_of(run), rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
+    assert message in capsys.readouterr().out
+    assert buffer.shape == (3, 2 * 100, dataset.rows.shape[1])
+    assert small < checkpoint.stat().st_size - 0.9 * buffer.nbytes
+    assert not buffer[2].any() and buffer[:2].any(2).all() and not np.array_equal(buffer[0], buffer[1])
+    for rollouts in buffer[:2]:
+        assert as_set(rollouts[:100, :OBS_DIM]) <= as_set(dataset.rows[:, :OBS_DIM])
+        np.testing.assert_array_equal(rollouts[100:, :OBS_DIM], rollouts[:100, -1 - OBS_DIM : -1])
+    run_here(rambo, "--resume", run, "--total-iterations", 3)
+    assert message not in capsys.readouterr().out, "that checkpoint holds them"

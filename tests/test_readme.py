@@ -69,13 +69,14 @@ def sections(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_and_sections_that_are_linked_exist(page):
-    for name, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
-        target = page.parent / name if name else page
-        assert target.exists(), f"{page}: {name}"
-        if anchor:
-            assert target.suffix == ".md" and anchor in sections(target), f"{page}: {name}#{anchor}"
+def test_files_and_sections_that_are_linked_exist(subtests):
+    for page in PAGES:
+        with subtests.test(page=str(page)):
+            for name, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", page.read_text(encoding="utf-8")):
+                target = page.parent / name if name else page
+                assert target.exists(), f"{page}: {name}"
+                if anchor:
+                    assert target.suffix == ".md" and anchor in sections(target), f"{page}: {name}#{anchor}"
 
 
 def test_files_that_the_commands_name_exist():
@@ -134,9 +135,10 @@ def test_the_import_example_works():
     assert all(namespace[name] is getattr(rambo_continuous, name) for name in namespace if name != "__builtins__")
 
 
-@pytest.mark.parametrize("package", re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M))
-def test_every_dependency_has_a_reason(package):
-    assert re.search(rf"\b{package}\b", section("Copying the file"))
+def test_every_dependency_has_a_reason(subtests):
+    for package in re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M):
+        with subtests.test(package=str(package)):
+            assert re.search(rf"\b{package}\b", section("Copying the file"))
 
 
 def published(log: str, method: str) -> str | None:
@@ -148,17 +150,18 @@ def published(log: str, method: str) -> str | None:
     return f"{found[0][column]} ({sum(bool(found[0][i]) for i in seeds)})" if found else None
 
 
-@pytest.mark.parametrize("row", table("Results"), ids=lambda row: row[0].split("]")[0][1:])
-def test_the_results_are_those_of_the_log_by_log_page(row):
-    log = re.search(r"results\.md#([\w-]+)", row[0])[1]
-    methods = [
-        ("behaviour cloning, 50 epochs, JAX", "behaviour cloning, 50 epochs"),
-        ("SAC on the log alone, JAX",),
-        ("RAMBO, k = 5, λ = 0.0003, JAX",),
-        ("RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX",),
-    ]
-    expected = [next(filter(None, (published(log, name) for name in names)), "") for names in methods]
-    assert [cell.replace("−", "-") for cell in row[1:]] == expected
+def test_the_results_are_those_of_the_log_by_log_page(subtests):
+    for row in table("Results"):
+        with subtests.test(row=str(row)):
+            log = re.search(r"results\.md#([\w-]+)", row[0])[1]
+            methods = [
+                ("behaviour cloning, 50 epochs, JAX", "behaviour cloning, 50 epochs"),
+                ("SAC on the log alone, JAX",),
+                ("RAMBO, k = 5, λ = 0.0003, JAX",),
+                ("RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX",),
+            ]
+            expected = [next(filter(None, (published(log, name) for name in names)), "") for names in methods]
+            assert [cell.replace("−", "-") for cell in row[1:]] == expected
 
 
 def test_every_published_log_is_in_the_results():

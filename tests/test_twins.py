@@ -248,14 +248,15 @@ def test_networks_give_the_same(agents, ensembles):
     assert_close(in_jax.holdout_errors(jax_dynamics, jax_batch), in_torch.holdout_errors(dynamics, batch))
 
 
-@pytest.mark.parametrize("factor", [1, 100, 0.001, 0])
-def test_scales_are_the_same(ensembles, factor):
-    (dynamics, jax_dynamics), rows = ensembles, make_rows(200)
-    rows[:, 0], rows[:, OBS_DIM + ACTION_DIM] = 0.3, factor * rows[:, OBS_DIM + ACTION_DIM]
-    dynamics.set_scales(in_torch.split_rows(to_torch(rows), OBS_DIM))
-    jax_dynamics.set_scales(in_jax.split_rows(jnp.asarray(rows), OBS_DIM))
-    assert dynamics.input_std[0] == 1 and (dynamics.output_scale[-1] == 1) == (factor in (0, 1))
-    assert_same_weights(jax_dynamics, dynamics)
+def test_scales_are_the_same(ensembles):
+    dynamics, jax_dynamics = ensembles
+    for factor in (1, 100, 0.001, 0):
+        rows = make_rows(200)
+        rows[:, 0], rows[:, OBS_DIM + ACTION_DIM] = 0.3, factor * rows[:, OBS_DIM + ACTION_DIM]
+        dynamics.set_scales(in_torch.split_rows(to_torch(rows), OBS_DIM))
+        jax_dynamics.set_scales(in_jax.split_rows(jnp.asarray(rows), OBS_DIM))
+        assert dynamics.input_std[0] == 1 and (dynamics.output_scale[-1] == 1) == (factor in (0, 1))
+        assert_same_weights(jax_dynamics, dynamics)
 
 
 def test_log_std_and_log_variance_are_bounded_alike(agents, ensembles):
@@ -608,7 +609,6 @@ def test_a_model_pretrained_by_one_script_is_trained_on_by_the_other(source, tar
 PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-interval", 1, "--save-model"]
 PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4, "--batch-size", 12]
 CLOCKS = ("seconds", "charts/SPS", "charts/model_SPS")
-several_seeds = pytest.mark.xdist_group("seeds")  # one process trains the three seeds
 
 
 def train(*arguments):
@@ -658,7 +658,6 @@ def assert_same_run(one, other, rtol, atol=0.0):
                 np.testing.assert_array_equal(arrays[0][name], arrays[1][name], err_msg=name)
 
 
-@several_seeds
 def test_three_seeds_at_once_are_three_single_runs(three_seeds, beside_three_seeds):
     """Pretraining, cloning, training, evaluation and every file."""
     together, _ = three_seeds
@@ -670,7 +669,6 @@ def test_three_seeds_at_once_are_three_single_runs(three_seeds, beside_three_see
     assert not any(np.array_equal(policies[0], policy) for policy in policies[1:])
 
 
-@several_seeds
 def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch):
     straight, stopped = three_seeds
     monkeypatch.chdir(shutil.copytree(stopped[0].parent.parent, tmp_path, dirs_exist_ok=True))
@@ -688,7 +686,6 @@ def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch)
         assert_same_run(one, Path(other), rtol=0)
 
 
-@several_seeds
 def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(three_seeds, beside_three_seeds, monkeypatch):
     original = in_jax.compile_ahead
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pytest
 
 from benchmark.datasets.collect import episode_returns
 
@@ -28,16 +27,18 @@ def test_every_log_is_described():
     assert sorted(row[1] for row in ROWS) == sorted(path.name for path in FOLDER.glob("*") if path.suffix in (".hdf5", ".npz"))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_the_description_is_true(row):
+def test_the_description_is_true(subtests):
     """The returns of what is in git as actions: test_rebuild.py."""
-    env_id, name, size, sha256, *numbers = row
-    content = (FOLDER / name).read_bytes()
-    assert name.removesuffix(".npz").removesuffix(".hdf5").replace("_", "-") == env_id
-    assert len(content) == int(size) and hashlib.sha256(content).hexdigest() == sha256
-    if name.endswith(".hdf5"):
-        with h5py.File(FOLDER / name) as file:
-            assert describe({key: file[key][()] for key in ("rewards", "terminals", "timeouts")}) == numbers
-    else:
-        with np.load(FOLDER / name) as file:
-            assert [str(file["env_id"]), f"{len(file['actions']):,}", f"{len(file['lengths']):,}"] == [env_id, *numbers[:2]]
+    for row in ROWS:
+        with subtests.test(row=str(row)):
+            env_id, name, size, sha256, *numbers = row
+            content = (FOLDER / name).read_bytes()
+            assert name.removesuffix(".npz").removesuffix(".hdf5").replace("_", "-") == env_id
+            assert len(content) == int(size) and hashlib.sha256(content).hexdigest() == sha256
+            if name.endswith(".hdf5"):
+                with h5py.File(FOLDER / name) as file:
+                    assert describe({key: file[key][()] for key in ("rewards", "terminals", "timeouts")}) == numbers
+            else:
+                with np.load(FOLDER / name) as file:
+                    counts = [f"{len(file['actions']):,}", f"{len(file['lengths']):,}"]
+                    assert [str(file["env_id"]), *counts] == [env_id, *numbers[:2]]

@@ -74,14 +74,14 @@ def test_files_of_the_jax_script(copy_of):
 
     folder = copy_of("pendulum-mini")
     with np.load(folder / "policy.npz") as file:
-        more = {key: file[key] for key in ("obs_mean", "obs_std", "split_seed", "env_id")}
+        more = {key: file[key] for key in ("obs_mean", "obs_std", "fingerprint", "env_id")}
     agent = twin.init_agent(jax.random.PRNGKey(0), 3, 1, 1.0)
     dynamics = twin.Dynamics(5, 3, 1, 32, twin.nnx.Rngs(0))
     (folder / "checkpoint.pt").unlink()
-    twin.save_arrays(folder / "policy.npz", agent.actor, **more)
-    twin.save_arrays(folder / "dynamics.npz", dynamics, **more)
     nothing = jax.numpy.zeros(1)
-    twin.save_arrays(folder / "checkpoint.npz", twin.TrainState(agent, dynamics, nothing, nothing, nothing), iteration=2)
+    state = twin.TrainState(agent, dynamics, nothing, nothing, nothing)
+    for name, tree in {"policy": agent.actor, "dynamics": dynamics, "checkpoint": state}.items():
+        np.savez(folder / f"{name}.npz", **twin.to_numpy(tree), **more)
     saved = imagine.load_run(folder)
     assert saved.has_critic
     rng = np.random.default_rng(0)
@@ -195,7 +195,7 @@ def test_nearest_distances():
 def test_comparison_of_models(runs):
     """A model that predicts one standard deviation less reward: the known difference and change in value."""
     saved = imagine.load_run(runs("pendulum-mini"))
-    rows = rambo_continuous.split_rows(torch.as_tensor(saved.dataset.rows), saved.dataset.obs_dim, saved.dataset.action_dim)
+    rows = rambo_continuous.split_rows(torch.as_tensor(saved.dataset.rows), saved.dataset.obs_dim)
     std = rows.rewards.std()
     changed = saved.models["adversarial model"]
     changed.load_state_dict(saved.models["pretrained model"].state_dict())
@@ -248,9 +248,14 @@ def test_refusals(copy_of, tmp_path):
         with pytest.raises(rambo_continuous.InputError, match=message):
             imagine.main(args)
     (folder / "args.json").write_text(json.dumps(saved | {"env_id": "hopper-mini-v2"}))
-    with pytest.raises(rambo_continuous.InputError, match="policy.npz does not hold what this run needs"):
+    with pytest.raises(rambo_continuous.InputError, match="policy.npz was trained on another dataset"):
         imagine.main(args)
     (folder / "args.json").write_text(json.dumps(saved))
+    shutil.copy(folder / "dynamics.npz", folder / "kept.npz")
+    shutil.copy(folder / "policy.npz", folder / "dynamics.npz")
+    with pytest.raises(rambo_continuous.InputError, match="^.*dynamics.npz does not hold what this run needs"):
+        imagine.main(args)
+    shutil.move(folder / "kept.npz", folder / "dynamics.npz")
     (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(rambo_continuous.InputError, match="its checkpoint cannot be read"):
         imagine.main(args)

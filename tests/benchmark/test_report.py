@@ -311,12 +311,11 @@ def test_the_bound_comes_from_the_runs_or_else_from_the_rewards_of_the_log(tmp_p
     assert ratios == pytest.approx({1: 200 / 400, 2: 200 / LIMIT}, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "q, low, high, ratio",
-    [(200, -1, 4, 0.5), (-150, -1, 4, 1.5), (200, 1, 4, 0.5), (-40, 1, 4, 0.1), (10, -2, -1, 0.05), (-300, -2, -1, 1.5)],
-)
-def test_the_ratio_of_a_value_to_its_bound(q, low, high, ratio):
-    assert report.value_bound_ratio(q, {"min": low, "max": high}, 0.99) == pytest.approx(ratio)
+def test_the_ratio_of_a_value_to_its_bound():
+    for q, low, high, ratio in [
+        (200, -1, 4, 0.5), (-150, -1, 4, 1.5), (200, 1, 4, 0.5), (-40, 1, 4, 0.1), (10, -2, -1, 0.05), (-300, -2, -1, 1.5),
+    ]:  # fmt: skip
+        assert report.value_bound_ratio(q, {"min": low, "max": high}, 0.99) == pytest.approx(ratio)
 
 
 def test_tables_of_a_page_are_made_again_and_its_text_stays(logs):

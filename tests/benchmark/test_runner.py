@@ -229,26 +229,25 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
     assert f"--resume {run_folders()[1]}" in output and len(run_folders()) == 3
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
+def test_a_wrong_command_stops_the_list_before_it_starts(run_list, subtests):
+    for line, problem in [
         ("python stand_in.py --adv-weight -1", "must not be negative"),
         ("python stand_in.py --no-such-flag", "--no-such-flag"),
         ("python stand_in.py --exp-name it's", "No closing quotation"),
         ("python nowhere.py", "no such file"),
         ("rm -r stand_in.py", "not of the form"),
-    ],
-)
-def test_a_wrong_command_stops_the_list_before_it_starts(run_list, line, problem):
-    code, _, errors = run_list("python stand_in.py", line)
-    assert code == 1 and problem in errors
-    assert not Path("runs").exists()
+    ]:
+        with subtests.test(line=str(line), problem=str(problem)):
+            code, _, errors = run_list("python stand_in.py", line)
+            assert code == 1 and problem in errors
+            assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("workers", ["0", "-1", "four"])
-def test_a_wrong_number_of_workers_is_refused_in_one_line(run_list, workers):
-    code, _, errors = run_list("python stand_in.py", WORKERS=workers)
-    assert code == 1 and errors == f"error: WORKERS={workers}: must be a whole number, 1 or more\n"
+def test_a_wrong_number_of_workers_is_refused_in_one_line(run_list, subtests):
+    for workers in ["0", "-1", "four"]:
+        with subtests.test(workers=str(workers)):
+            code, _, errors = run_list("python stand_in.py", WORKERS=workers)
+            assert code == 1 and errors == f"error: WORKERS={workers}: must be a whole number, 1 or more\n"
 
 
 def test_windows_is_told_in_one_line(run_list, monkeypatch):
@@ -266,14 +265,15 @@ def test_runs_side_by_side_share_the_cores(run_list, monkeypatch):
     assert len(logs) == 2 and all("threads 7 3\n" in log for log in logs)
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(1, "8"), (3, "2"), (9, "1")])
-def test_where_the_system_does_not_tell_the_cores_of_a_process_all_count(run_list, monkeypatch, workers, threads):
+def test_where_the_system_does_not_tell_the_cores_of_a_process_all_count(run_list, monkeypatch, subtests):
     """macOS has no os.sched_getaffinity."""
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert runner.run_environment(workers)["OMP_NUM_THREADS"] == threads
-    assert run_list("python stand_in.py")[0] == 0
+    for workers, threads in [(1, "8"), (3, "2"), (9, "1")]:
+        with subtests.test(workers=str(workers), threads=str(threads)):
+            monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+            monkeypatch.setattr(os, "cpu_count", lambda: 8)
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            assert runner.run_environment(workers)["OMP_NUM_THREADS"] == threads
+            assert run_list("python stand_in.py")[0] == 0
 
 
 def test_jax_runs_side_by_side_do_not_reserve_the_gpu(monkeypatch):
@@ -330,15 +330,16 @@ def read_list(lines: list[str]) -> list[runner.Job]:
     return runner.read_jobs([line.replace("python rambo", f"python {ROOT}/rambo") for line in lines])
 
 
-@pytest.mark.parametrize(("name", "counts"), LISTS.items())
-@pytest.mark.parametrize("script", ["rambo_continuous.py", "rambo_continuous_jax.py"])
-def test_the_lists_are_what_the_scripts_accept(lines_of, name, counts, script):
-    assert len(lines_of(name)) == counts[1]
-    lines = lines_of(name, SEEDS="1", SCRIPT=script)
-    jobs = read_list(lines)
-    assert len(lines) == len(jobs) == counts[0] and all(script in job.script for job in jobs)
-    if name != "own_logs":
-        assert {job.seeds[0]["env_id"] for job in jobs} <= set(D4RL_FILES)
+def test_the_lists_are_what_the_scripts_accept(lines_of, subtests):
+    for name, counts in LISTS.items():
+        for script in ["rambo_continuous.py", "rambo_continuous_jax.py"]:
+            with subtests.test(name=str(name), counts=str(counts), script=str(script)):
+                assert len(lines_of(name)) == counts[1]
+                lines = lines_of(name, SEEDS="1", SCRIPT=script)
+                jobs = read_list(lines)
+                assert len(lines) == len(jobs) == counts[0] and all(script in job.script for job in jobs)
+                if name != "own_logs":
+                    assert {job.seeds[0]["env_id"] for job in jobs} <= set(D4RL_FILES)
 
 
 def test_table1_is_part_of_table3(lines_of):
@@ -347,11 +348,12 @@ def test_table1_is_part_of_table3(lines_of):
     assert len(table1) == 12 and table1 < table3
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_the_lists_pass_flags_on_as_they_are(lines_of, name):
-    flags = ["--exp-name", "it's my  été $HOME", "--batch-size", "17"]
-    jobs = read_list(lines_of(name, *flags, SEEDS="1", LC_ALL="C"))
-    assert all(job.seeds[0]["exp_name"] == flags[1] and job.seeds[0]["batch_size"] == 17 for job in jobs)
+def test_the_lists_pass_flags_on_as_they_are(lines_of, subtests):
+    for name in LISTS:
+        with subtests.test(name=str(name)):
+            flags = ["--exp-name", "it's my  été $HOME", "--batch-size", "17"]
+            jobs = read_list(lines_of(name, *flags, SEEDS="1", LC_ALL="C"))
+            assert all(job.seeds[0]["exp_name"] == flags[1] and job.seeds[0]["batch_size"] == 17 for job in jobs)
 
 
 def test_what_a_list_says_of_a_method_stays(lines_of):
@@ -365,14 +367,16 @@ def test_what_a_list_says_of_a_method_stays(lines_of):
 OWN_LOGS = {"medium-replay": "hopper halfcheetah", "full-replay": "hopper walker2d", "medium": "hopper halfcheetah walker2d"}
 
 
-@pytest.mark.parametrize(("quality", "envs"), OWN_LOGS.items())
-def test_what_own_logs_learns_from_lies_in_git(lines_of, quality, envs):
-    jobs = read_list(lines_of("own_logs", QUALITY=quality, SEEDS="1"))
-    assert [job.seeds[0]["env_id"] for job in jobs] == [f"{env}-sbx-{quality}-v2" for env in envs.split() for _ in range(4)]
-    for job in jobs:
-        log = Path(job.seeds[0]["dataset_path"])
-        assert log.stem == job.seeds[0]["env_id"].replace("-", "_").removesuffix("_v2") + "-v2"
-        assert (ROOT / "benchmark" / "datasets" / f"{log.stem}.npz").is_file()
+def test_what_own_logs_learns_from_lies_in_git(lines_of, subtests):
+    for quality, envs in OWN_LOGS.items():
+        with subtests.test(quality=str(quality), envs=str(envs)):
+            jobs = read_list(lines_of("own_logs", QUALITY=quality, SEEDS="1"))
+            ids = [f"{env}-sbx-{quality}-v2" for env in envs.split() for _ in range(4)]
+            assert [job.seeds[0]["env_id"] for job in jobs] == ids
+            for job in jobs:
+                log = Path(job.seeds[0]["dataset_path"])
+                assert log.stem == job.seeds[0]["env_id"].replace("-", "_").removesuffix("_v2") + "-v2"
+                assert (ROOT / "benchmark" / "datasets" / f"{log.stem}.npz").is_file()
 
 
 def test_longer_rollouts_add_as_many_rows_and_leave_the_methods_without_a_model_alone(lines_of):

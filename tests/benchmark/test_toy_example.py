@@ -27,7 +27,7 @@ def test_best_action_moves_back_to_the_data(script, tmp_path):
     assert (rambo.model_mean[in_the_gap] < likelihood.model_mean[in_the_gap] - 0.1).all(), "no pessimism in the gap"
     assert rambo.policy_reward > likelihood.policy_reward + 0.2
 
-    assert "onestep" not in rambo_continuous.TERMINATION_RULES, "the rule of the example stays after it"
+    assert "OneStep" not in rambo_continuous.TERMINATION_RULES, "the rule of the example stays after it"
 
     assert abs(rambo.log_likelihood - likelihood.log_likelihood) < TOLERANCE
     picture = np.asarray(Image.open(args.output).convert("RGB"))
