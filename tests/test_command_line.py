@@ -30,6 +30,10 @@ CHARTS = """
 """.split()
 
 
+# The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough
+one_script = pytest.mark.parametrize("rambo", [importlib.import_module("rambo_continuous")], ids=["torch"])
+
+
 @pytest.fixture(autouse=True)
 def pendulum_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -388,6 +392,7 @@ def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     assert_same_run(straight, read_run(folder))
 
 
+@one_script
 def test_going_on_after_the_run_the_dataset_and_oneself_have_moved(rambo, tmp_path, monkeypatch):
     run_here(rambo, *PENDULUM).rename("best run #1")
     Path("data").mkdir()
@@ -428,6 +433,7 @@ def test_a_checkpoint_goes_on_where_there_is_a_gpu_and_where_there_is_none(monke
 
 
 # Machines
+@one_script
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(rambo):
     now = int(time.time())
     for second in range(now - 1, now + 60):
@@ -436,6 +442,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(rambo):
     assert int(folder.name.split("__")[-1]) == now + 60
 
 
+@one_script
 def test_two_processes_do_not_train_in_one_folder(rambo):
     folder = run_here(rambo, *PENDULUM)
     metrics = (folder / "metrics.csv").read_text()
@@ -461,6 +468,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(rambo, monkeypatch):
     assert checkpoint.read_bytes() == content and not list(folder.glob("*.tmp"))
 
 
+@one_script
 def test_a_disk_that_is_full_while_tensorboards_events_are_written(rambo, monkeypatch):
     """Its writer has a thread, in which the error would end as a traceback, and the run then hang on the thread's queue."""
 
@@ -485,6 +493,7 @@ class Wandb(types.ModuleType):
             raise RuntimeError(self.problem or f"invalid id {options['id']}")
 
 
+@one_script
 def test_wandb_ids_that_it_accepts_and_that_a_resumed_run_keeps(rambo, monkeypatch):
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -494,6 +503,7 @@ def test_wandb_ids_that_it_accepts_and_that_a_resumed_run_keeps(rambo, monkeypat
     assert wandb.calls[0]["id"] == wandb.calls[1]["id"]
 
 
+@one_script
 def test_tracking_without_a_login_leaves_no_run_folder(rambo, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", Wandb("No API key configured."))
     with pytest.raises(rambo.InputError, match="wandb login.*No API key"):
