@@ -244,7 +244,7 @@ def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable
     first = jax.jit(jax.vmap(init))(keys)
     inputs = first.agent, first.dynamics, rows
     parts = {"agent": compile_update(replace(few, adv_weight=0))}
-    with patch.object(twin, "update_agent", lambda agent, optimizers, batch, noise, args: (agent, optimizers, {})):
+    with patch.object(twin, "update_agent", lambda agent, optimizers, *_: (agent, optimizers, {"none": 0.0})):
         parts["adversarial"] = compile_update(few)
     parts["rollout"] = [twin.compile_ahead(jax.vmap(rollout, (0, 0, 0, None)), args, keys, *inputs), keys, inputs]
     weights = twin.to_numpy(twin.take(first.agent, 0))

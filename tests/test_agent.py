@@ -321,4 +321,4 @@ def test_a_value_beyond_its_bound_is_warned_of_once(capsys):
     for iteration, mean_q in enumerate((9.9, 10.1, 10.2)):
         rambo.Run.value_bound_ratio(run, iteration, mean_q)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("warning: in iteration 1 the mean Q, 10, is beyond")
+    assert line.startswith("warning: in iteration 1 the mean Q, 10, is more than the log's rewards allow")
