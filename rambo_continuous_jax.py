@@ -1416,7 +1416,8 @@ class Run:
         if iteration <= self.evaluated:  # before it was resumed
             return
         agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
-        future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
+        with explain(f"no process can evaluate: go on with --resume {self.folder} --eval-workers 0"):
+            future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, time.time() - self.start_time, future))
 
     def collect(self, most: int = 10) -> None:

@@ -475,9 +475,13 @@ def test_a_disk_that_is_full_while_tensorboards_events_are_written(rambo, monkey
     def full(self, event):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter._write_serialized_event", full)
+    run = rambo.Run(
+        rambo.parse_args(PENDULUM), rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
+    )
+    run.log(1, {"charts/SPS": 1.0})
+    monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", full)
     with pytest.raises(OSError, match="No space left"):
-        run_here(rambo, *PENDULUM)
+        run.log(2, {"charts/SPS": 1.0})
 
 
 class Wandb(types.ModuleType):

@@ -114,6 +114,7 @@ def test_a_run_downloads_its_dataset_once(rambo, server):
 def test_the_mirror_steps_in(rambo, server, subtests):
     for first in ["missing", "gibberish", "wrong", "error_page", NOBODY_LISTENS]:
         with subtests.test(first=str(first)):
+            server.file.unlink(missing_ok=True)
             server.use(first, "good")
             downloaded(rambo, server)
 
@@ -121,6 +122,7 @@ def test_the_mirror_steps_in(rambo, server, subtests):
 def test_a_partial_file_is_completed(rambo, server, subtests):
     for host in ["good", "ignores_range"]:
         with subtests.test(host=str(host)):
+            server.file.unlink(missing_ok=True)
             leave_part(server, server.content[:1000])
             server.use(host, "missing")
             downloaded(rambo, server)

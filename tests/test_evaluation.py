@@ -135,6 +135,13 @@ def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
     with pytest.raises(rambo.InputError, match=f"died.*--resume {run.folder} --eval-workers 0"):
         run.collect()
 
+    def submit(*arguments):  # it died while it had nothing to do
+        raise BrokenProcessPool("A child process terminated abruptly")
+
+    run.pool.submit = submit
+    with pytest.raises(rambo.InputError, match=f"--resume {run.folder} --eval-workers 0.*terminated"):
+        run.evaluate(10, {"weight": np.ones(3)})
+
 
 def test_the_value_bound(run, capsys):
     rewards = run.dataset.rows[:, 4]  # 3 observations, an action
@@ -185,12 +192,13 @@ def alive(pid):
 @pytest.mark.parametrize("end", ["Ctrl-C", "kill", "a process that evaluates is killed"])
 def test_no_process_is_left_behind(end):
     """By the torch script alone: the JAX script has the same lines."""
-    command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1", "--eval-interval", "1"]
+    command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1"]
     command += ["--total-iterations", "100000", "--checkpoint-interval", "0"]
+    command += ["--eval-interval", "1000" if end == "Ctrl-C" else "1"]  # the process is idle, or at work
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **default)
-    while process.poll() is None and not any(len(read_csv(path)) > 1 for path in Path("runs").glob("*/evaluations.csv")):
+    while process.poll() is None and not any(read_csv(path) for path in Path("runs").glob("*/evaluations.csv")):
         time.sleep(0.1)
     others = children(process.pid)
     (worker,) = [pid for pid in others if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
