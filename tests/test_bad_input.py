@@ -406,27 +406,25 @@ def test_a_run_of_an_older_script_without_some_field_goes_on_with_its_default(ra
 
 
 # The command line itself
-@pytest.mark.parametrize(
-    "arguments, pattern",
-    [
+def test_the_command_line_says_it_in_one_line_and_exits_with_1(script, subtests):
+    for arguments, pattern in [
         ("--env-id hoper-medium-v2", "hopper-medium-v2"),
         ("--dataset-path nowhere.hdf5", "nowhere.hdf5"),
         ("--dataset-path nan.hdf5", "NaN"),
         ("--dataset-path text.hdf5", "HDF5"),
         ("--gamma 2", "--gamma"),
         ("--resume runs/nowhere", "runs/nowhere"),
-    ],
-)
-def test_the_command_line_says_it_in_one_line_and_exits_with_1(script, arguments, pattern):
-    write_hdf5(Path("nan.hdf5"), hopper(**with_value("observations", (7, 3), np.nan)))
-    Path("text.hdf5").write_text("observations")
-    before = snapshot()
-    process = run_script(script, *arguments.split())
-    assert process.returncode == 1
-    lines = process.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
-    assert_matches(lines[0], pattern)
-    assert snapshot() == before
+    ]:
+        with subtests.test(arguments=str(arguments), pattern=str(pattern)):
+            write_hdf5(Path("nan.hdf5"), hopper(**with_value("observations", (7, 3), np.nan)))
+            Path("text.hdf5").write_text("observations")
+            before = snapshot()
+            process = run_script(script, *arguments.split())
+            assert process.returncode == 1
+            lines = process.stderr.strip().splitlines()
+            assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+            assert_matches(lines[0], pattern)
+            assert snapshot() == before
 
 
 @one_script
