@@ -381,16 +381,18 @@ def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on_if_it_can(name, ch
     assert stderr.strip().splitlines()[-1] == says
 
 
+@one_script
 def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     """Only the first digit of iteration 12 is left, which would be iteration 1."""
-    flags = [*PENDULUM, "--total-iterations", 12, "--checkpoint-interval", 11, "--eval-interval", 1]
-    straight = read_run(run_here(rambo, *flags, "--exp-name", "straight", "--save-model"))
-    folder = run_here(rambo, *flags, "--exp-name", "cut", "--save-model", "--total-iterations", 11)
+    run = rambo.Run(
+        rambo.parse_args(PENDULUM), rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
+    )
+    rows = ["iteration,value\n", *(f"{iteration},0.5\n" for iteration in range(1, 12))]
     for name in ("metrics.csv", "evaluations.csv"):
-        with (folder / name).open("a") as file:
-            file.write("1")
-    run_here(rambo, "--resume", folder, "--total-iterations", 12)
-    assert_same_run(straight, read_run(folder))
+        (run.folder / name).write_text("".join([*rows, "1"]))
+    run.go_on({"settings": run.settings, "iteration": 10, "seconds": 0})
+    for name in ("metrics.csv", "evaluations.csv"):
+        assert (run.folder / name).read_text() == "".join(rows[:-1])
 
 
 @one_script
