@@ -902,6 +902,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         "--rollout-batch-size must be a multiple of --num-elites": args.rollout_batch_size % (args.num_elites or 1) == 0,
         "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
         "--wandb-entity makes no sense without --track": not args.wandb_entity or args.track,
+        "--track makes no sense with several --num-seeds": not args.track or getattr(args, "num_seeds", 1) == 1,
         "--track needs wandb: pip install wandb": not args.track or find_spec("wandb"),
         "--capture-video needs moviepy: pip install moviepy": not args.capture_video or find_spec("moviepy"),
         f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiling or shutil.which(compiler.split()[-1]),

@@ -255,6 +255,13 @@ def test_compiling_without_a_compiler(monkeypatch, compiler):
     assert rambo.parse_args(["--compile"]).compile
 
 
+def test_numbers_of_seeds_that_make_no_sense(subtests):
+    twin = importlib.import_module("rambo_continuous_jax")
+    for flags in (["--num-seeds", "0"], ["--num-seeds", "2", "--track"]):
+        with subtests.test(flags=str(flags)):
+            assert_matches(refused(twin, *flags), "--num-seeds")
+
+
 @one_script
 def test_a_model_without_a_use(rambo):
     Path("model.npz").touch()
