@@ -1,10 +1,10 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
-# Usage, metrics, results and deviations from the paper: README.md. The twin in JAX: rambo_continuous_jax.py
+# Usage, metrics, results and deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
 import atexit
 import csv
 import difflib
 import hashlib
-import itertools
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -16,15 +16,12 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,14 +29,13 @@ import gymnasium as gym
 import h5py
 import mujoco
 import numpy as np
+import tensorboardX
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 from filelock import FileLock
-from tensorboardX import SummaryWriter
-from tensorboardX.event_file_writer import EventFileWriter
-from torch import Tensor
+from torch import Tensor, amin, arctanh, broadcast_to, clip, concatenate, exp, log, logsumexp, tanh, where
+from torch.nn.functional import relu, silu, softplus
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -153,9 +149,9 @@ class Critic(nn.Module):
         self.fc3 = BatchedLinear(2, hidden_dim, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        x = torch.cat([observations, actions], -1).expand(2, -1, -1)
-        x = F.relu(self.fc1(x))
-        x = F.relu(self.fc2(x))
+        x = concatenate([observations, actions], -1)
+        x = relu(self.fc1(broadcast_to(x, (2, *x.shape))))
+        x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
 
 
@@ -172,26 +168,26 @@ class Actor(nn.Module):
         self.fc3 = nn.Linear(hidden_dim, 2 * action_dim)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.fc1(observations))
-        x = F.relu(self.fc2(x))
+        x = relu(self.fc1(observations))
+        x = relu(self.fc2(x))
         mean, log_std = self.fc3(x).chunk(2, -1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return mean, clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
     def mode(self, observations: Tensor) -> Tensor:
-        return torch.tanh(self(observations)[0])
+        return tanh(self(observations)[0])
 
 
 def squashed_log_prob(mean: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """log pi(tanh(pre_tanh)), [...]. log(1 - tanh(u)^2) in the softplus form: exact, no epsilon, no atanh."""
-    log_prob = -0.5 * ((pre_tanh - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-    return (log_prob - 2 * (math.log(2) - pre_tanh - F.softplus(-2 * pre_tanh))).sum(-1)
+    log_prob = -0.5 * ((pre_tanh - mean) / exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    return (log_prob - 2 * (math.log(2) - pre_tanh - softplus(-2 * pre_tanh))).sum(-1)
 
 
 def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparameterised actions [..., A] and their log pi [...] from standard normal noise [..., A]."""
     mean, log_std = actor(observations)
-    pre_tanh = mean + log_std.exp() * noise
-    return torch.tanh(pre_tanh), squashed_log_prob(mean, log_std, pre_tanh)
+    pre_tanh = mean + exp(log_std) * noise
+    return tanh(pre_tanh), squashed_log_prob(mean, log_std, pre_tanh)
 
 
 class Agent(nn.Module):
@@ -230,29 +226,29 @@ class Dynamics(nn.Module):
         self.register_buffer("output_scale", torch.ones(obs_dim + 1))
 
     def forward(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        x = (torch.cat([observations, actions], -1) - self.input_mean) / self.input_std
-        x = x.expand(len(self.layers[0].weight), -1, -1)
+        x = (concatenate([observations, actions], -1) - self.input_mean) / self.input_std
+        x = broadcast_to(x, (len(self.layers[0].weight), *x.shape[-2:]))
         for layer in self.layers[:-1]:
-            x = F.silu(layer(x))
+            x = silu(layer(x))
         mean, log_var = self.layers[-1](x).chunk(2, -1)
-        log_var = self.max_log_var - F.softplus(self.max_log_var - log_var)
-        log_var = self.min_log_var + F.softplus(log_var - self.min_log_var)
-        return mean * self.output_scale, log_var + 2 * self.output_scale.log()
+        log_var = self.max_log_var - softplus(self.max_log_var - log_var)
+        log_var = self.min_log_var + softplus(log_var - self.min_log_var)
+        return mean * self.output_scale, log_var + 2 * log(self.output_scale)
 
     @torch.no_grad()
     def set_scales(self, rows: Batch) -> None:
         """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
-        inputs = torch.cat([rows.observations, rows.actions], -1)
-        std = inputs.std(0)
+        inputs = concatenate([rows.observations, rows.actions], -1)
+        std = inputs.std(0, correction=1)
         self.input_mean.copy_(inputs.mean(0))
-        self.input_std.copy_(torch.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
-        reward_size = (rows.rewards**2).mean().sqrt()
+        self.input_std.copy_(where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
+        reward_size = (rows.rewards**2).mean() ** 0.5
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
-        self.output_scale[-1] = torch.where(of_order_one, 1.0, reward_size)
+        self.output_scale[-1] = where(of_order_one, 1.0, reward_size)
 
     @torch.no_grad()
     def keep_members(self, members: Tensor) -> None:
-        """Drops all members but these; the log-variance bounds are shared by all."""
+        """Keeps these members alone; the log-variance bounds are shared by all."""
         for layer in self.layers:
             layer.weight = nn.Parameter(layer.weight[members])
             layer.bias = nn.Parameter(layer.bias[members])
@@ -261,7 +257,7 @@ class Dynamics(nn.Module):
 # ALGO LOGIC: model learning
 def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
-    return torch.cat([batch.next_observations - batch.observations, batch.rewards.unsqueeze(-1)], -1)
+    return concatenate([batch.next_observations - batch.observations, batch.rewards[..., None]], -1)
 
 
 def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: Tensor) -> Tensor:
@@ -269,7 +265,7 @@ def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: 
 
     Mean over B and D, sum over members: lambda is tuned to these reductions. Weight decay is part of the loss.
     """
-    nll = ((mean - targets) ** 2 * torch.exp(-log_var) + log_var).mean((1, 2)).sum()
+    nll = ((mean - targets) ** 2 * exp(-log_var) + log_var).mean((1, 2)).sum()
     bounds = 1e-3 * (dynamics.max_log_var.sum() - dynamics.min_log_var.sum())
     decay = sum(0.5 * c * (layer.weight**2).sum() for c, layer in zip(WEIGHT_DECAYS, dynamics.layers, strict=True))
     return nll + bounds + decay
@@ -319,9 +315,9 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if not errors.isfinite().all():
             return errors
         improved = errors < 0.99 * best_errors
-        best_errors = torch.where(improved, errors, best_errors)
+        best_errors = where(improved, errors, best_errors)
         for best, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            best.copy_(torch.where(improved[:, None, None], weight.detach(), best))
+            best.copy_(where(improved[:, None, None], weight.detach(), best))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
         if epochs_since_improvement > 10:
@@ -342,7 +338,7 @@ def rollout_models(
     Each rollout stays in one elite: elite e takes the e-th fifth of the (i.i.d.) start states. One that terminates goes
     on from a fresh dataset state, so that shapes stay static and every row is valid.
     """
-    obs_dim, num_elites = dynamics.max_log_var.shape[0] - 1, len(dynamics.layers[0].weight)
+    obs_dim, num_elites = len(dynamics.max_log_var) - 1, len(dynamics.layers[0].weight)
     shape = num_elites, args.rollout_batch_size // num_elites
     action_dim = rows.shape[1] - 2 * obs_dim - 2
     observations = sample_rows(rows, *shape)[..., :obs_dim]
@@ -350,19 +346,19 @@ def rollout_models(
     for _ in range(args.rollout_length):
         actions, _ = sample_action(agent.actor, observations, torch.randn(*shape, action_dim, device=rows.device))
         mean, log_var = dynamics(observations, actions)
-        sample = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        sample = mean + exp(0.5 * log_var) * torch.randn_like(mean)
         next_observations, rewards = observations + sample[..., :-1], sample[..., -1:]
-        terminals = terminated(next_observations).unsqueeze(-1)
-        step = torch.cat([observations, actions, rewards, next_observations, terminals.float()], -1)
+        terminals = terminated(next_observations)[..., None]
+        step = concatenate([observations, actions, rewards, next_observations, terminals.float()], -1)
         steps.append(step.flatten(0, 1))
         restarts = sample_rows(rows, *shape)[..., :obs_dim]
-        observations = torch.where(terminals, restarts, next_observations)
-    rollouts = torch.cat(steps)
+        observations = where(terminals, restarts, next_observations)
+    rollouts = concatenate(steps)
     imagined = split_rows(rollouts, obs_dim)
     return rollouts, {
         "rollout/reward": imagined.rewards.mean(),
         "rollout/termination_rate": imagined.terminals.mean(),
-        "rollout/max_abs_state": imagined.next_observations.abs().max(),
+        "rollout/max_abs_state": abs(imagined.next_observations).max(),
     }
 
 
@@ -371,8 +367,8 @@ def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tupl
     """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     with torch.no_grad():
         next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
-        next_values = agent.target_critic(batch.next_observations, next_actions).amin(0)
-        next_values = next_values - agent.log_alpha.exp() * next_log_probs
+        next_values = amin(agent.target_critic(batch.next_observations, next_actions), 0)
+        next_values = next_values - exp(agent.log_alpha) * next_log_probs
         targets = batch.rewards + gamma * (1 - batch.terminals) * next_values
     values = agent.critic(batch.observations, batch.actions)
     return ((values - targets) ** 2).mean(1).sum(), values
@@ -381,18 +377,15 @@ def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tupl
 def actor_loss(agent: Agent, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """mean(alpha log pi - min_i Q_i), and log pi [B]. noise [B, A] draws the actions."""
     actions, log_probs = sample_action(agent.actor, observations, noise)
-    values = agent.critic(observations, actions).amin(0)
-    return (agent.log_alpha.exp().detach() * log_probs - values).mean(), log_probs
+    values = amin(agent.critic(observations, actions), 0)
+    return (exp(agent.log_alpha).detach() * log_probs - values).mean(), log_probs
 
 
 def update_agent(
     agent: Agent, optimizers: dict[str, torch.optim.Optimizer], batch: Batch, noise: Tensor, args: Args,
-    critic_loss: Callable = critic_loss, actor_loss: Callable = actor_loss,
+    critic_loss: Callable = critic_loss, actor_loss: Callable = actor_loss,  # or compiled ones
 ) -> dict[str, Tensor]:  # fmt: skip
-    """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics. Returns metrics.
-
-    The losses are arguments so that compiled ones can be passed (--compile).
-    """
+    """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics; and its metrics."""
     qf_loss, values = critic_loss(agent, batch, noise[0], args.gamma)
     optimizers["critic"].zero_grad()
     qf_loss.backward()
@@ -403,7 +396,7 @@ def update_agent(
     policy_loss.backward(inputs=list(agent.actor.parameters()))  # the critics get no gradient from this loss
     optimizers["actor"].step()
 
-    alpha, target_entropy = agent.log_alpha.detach().exp(), -batch.actions.shape[-1]
+    alpha, target_entropy = exp(agent.log_alpha.detach()), -batch.actions.shape[-1]
     alpha_loss = -(agent.log_alpha * (log_probs.detach() + target_entropy)).mean()
     if args.autotune:
         optimizers["alpha"].zero_grad()
@@ -411,15 +404,16 @@ def update_agent(
         optimizers["alpha"].step()
 
     torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
-    return {
-        "losses/qf_loss": qf_loss.detach(),
-        "losses/qf_values": values.detach().mean(),
-        "losses/max_abs_qf_value": values.detach().abs().max(),
-        "losses/actor_loss": policy_loss.detach(),
-        "losses/alpha_loss": alpha_loss.detach(),
+    metrics = {
+        "losses/qf_loss": qf_loss,
+        "losses/qf_values": values.mean(),
+        "losses/max_abs_qf_value": abs(values).max(),
+        "losses/actor_loss": policy_loss,
+        "losses/alpha_loss": alpha_loss,
         "losses/alpha": alpha,
-        "losses/entropy": -log_probs.detach().mean(),
+        "losses/entropy": -log_probs.mean(),
     }
+    return {name: value.detach() for name, value in metrics.items()}
 
 
 def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
@@ -428,7 +422,7 @@ def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> Non
     for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", unit="epoch", dynamic_ncols=True):
         for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
             batch = split_rows(rows[indices], obs_dim)
-            pre_tanh = torch.atanh(batch.actions.clamp(-0.999, 0.999))  # an action at +-1 has no finite log pi
+            pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
             loss = -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -438,15 +432,15 @@ def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> Non
 # ALGO LOGIC: RAMBO, the adversarial model update
 def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
-    log_probs = -0.5 * ((sample - mean) ** 2 * torch.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
-    return torch.logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
+    log_probs = -0.5 * ((sample - mean) ** 2 * exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
+    return logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
 
 
 @torch.no_grad()
 def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> Tensor:
     """r + gamma V(s') - Q(s, a) of Eq. 5, [B], un-normalised: is this transition better than the critic expects?"""
-    next_values = agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)).amin(0)
-    values = agent.critic(batch.observations, batch.actions).amin(0)
+    next_values = amin(agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)), 0)
+    values = amin(agent.critic(batch.observations, batch.actions), 0)
     return batch.rewards + gamma * (1 - batch.terminals) * next_values - values
 
 
@@ -468,37 +462,38 @@ def model_loss(
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
-    the loss, the next observations [B, O], which of them are terminal [B], and metrics.
+    the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    num_elites, batch_size = real.rewards.shape
+    batch_size = len(observations)
     action_noise, model_noise = noise.split([real.actions.shape[-1], noise.shape[-1] - real.actions.shape[-1]], -1)
     with torch.no_grad():
         actions, _ = sample_action(agent.actor, observations, action_noise)
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
-    both_observations = torch.cat([observations.expand(num_elites, -1, -1), real.observations], 1)
-    both_actions = torch.cat([actions.expand(num_elites, -1, -1), real.actions], 1)
+    both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
+    both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
     both_means, both_log_vars = dynamics(both_observations, both_actions)
     mean, real_mean = both_means.split(batch_size, 1)
     log_var, real_log_var = both_log_vars.split(batch_size, 1)
 
-    with torch.no_grad():  # the sampled (s', r) is a constant
-        rows = torch.arange(batch_size, device=mean.device)
-        sample = mean[elites, rows] + torch.exp(0.5 * log_var[elites, rows]) * model_noise
-        next_observations = observations + sample[:, :-1]
-        terminals = terminated(next_observations)
+    rows = torch.arange(batch_size, device=mean.device)
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = sample.detach()  # the sampled (s', r) is a constant
+    next_observations = observations + sample[:, :-1]
+    terminals = terminated(next_observations)
     imagined = Batch(observations, actions, sample[:, -1], next_observations, terminals.float())
     advantages = compute_advantages(agent, imagined, args.gamma)
     log_prob = mixture_log_prob(mean, log_var, sample)
     adv_loss = adversarial_loss(log_prob, advantages, args.norm_adv)
     sup_loss = supervised_loss(dynamics, real_mean, real_log_var, model_targets(real))
     loss = sup_loss + args.adv_weight * adv_loss  # Eq. 6
-    return loss, next_observations, terminals, {
-        "model/supervised_loss": sup_loss.detach(),
-        "model/adversarial_loss": adv_loss.detach(),
+    metrics = {
+        "model/supervised_loss": sup_loss,
+        "model/adversarial_loss": adv_loss,
         "model/advantage_mean": advantages.mean(),
         "model/advantage_std": advantages.std(correction=0),
-        "model/log_prob": log_prob.detach().mean(),
-    }  # fmt: skip
+        "model/log_prob": log_prob.mean(),
+    }
+    return loss, next_observations, terminals, {name: value.detach() for name, value in metrics.items()}
 
 
 def update_model(
@@ -517,7 +512,8 @@ def update_model(
     loss.backward()
     grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in dynamics.parameters()])
     optimizer.step()
-    return torch.where(terminals.unsqueeze(-1), restarts, next_observations), metrics | {"model/grad_norm": grad_norm}
+    observations = where(terminals[..., None], restarts, next_observations)
+    return observations, metrics | {"model/grad_norm": grad_norm}
 
 
 def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
@@ -541,9 +537,9 @@ def main(args: Args) -> None:
     # Dataset: on the device, states normalised. Every run has the same hold-out rows, so --load-model keeps them unseen
     env = make_env(args.env_id, args.d4rl_physics)
     dataset = load_dataset(args.env_id, args.dataset_path, env)
-    obs_dim, action_dim, num_rows = dataset.obs_dim, dataset.action_dim, len(dataset.rows)
+    obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
     rows = torch.as_tensor(np.random.default_rng(0).permutation(dataset.rows), device=device)
-    num_holdout = min(1000, num_rows // 10)
+    num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
     obs_mean, obs_std = torch.tensor(dataset.obs_mean, device=device), torch.tensor(dataset.obs_std, device=device)
     rule = termination_rule(env)
@@ -557,8 +553,8 @@ def main(args: Args) -> None:
     agent = Agent(obs_dim, action_dim, args.alpha).to(device)
     num_models = args.num_models if pretrain else args.num_elites
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
-    rollout_rows = args.rollout_length * args.rollout_batch_size
-    buffer = torch.zeros(args.rollout_retain_iterations if use_model else 0, rollout_rows, rows.shape[1], device=device)
+    retained = args.rollout_retain_iterations if use_model else 0
+    buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)
 
     def add_rollouts(iteration: int) -> dict[str, Tensor]:
         rollouts, metrics = rollout_models(agent, dynamics, rows, terminated, args)
@@ -598,7 +594,7 @@ def main(args: Args) -> None:
     model_rows = buffer.flatten(0, 1)
 
     def agent_step(real: Tensor, imagined: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        batch = split_rows(torch.cat([rows[real], model_rows[imagined]]), obs_dim)
+        batch = split_rows(concatenate([rows[real], model_rows[imagined]]), obs_dim)
         return update_agent(agent, optimizers, batch, noise, args, *sac_losses)
 
     def model_step(observations: Tensor, restarts: Tensor, real: Tensor, *draws: Tensor) -> tuple:
@@ -628,8 +624,8 @@ def main(args: Args) -> None:
 
         # Agent update: SAC on dataset and model rows
         start_time, history = time.time(), []
-        num_model_rows = min(iteration + 1, args.rollout_retain_iterations) * rollout_rows if use_model else 1
-        real_indices = draw(num_rows, (num_updates, num_real))
+        num_model_rows = min(iteration + 1, retained) * buffer.shape[1] if use_model else 1
+        real_indices = draw(len(rows), (num_updates, num_real))
         model_indices = draw(num_model_rows, (num_updates, batch_size - num_real))
         noise = normal(num_updates, 2, batch_size, action_dim)
         for draws in zip(real_indices, model_indices, noise, strict=True):
@@ -641,7 +637,7 @@ def main(args: Args) -> None:
         # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
         if use_model and args.adv_weight > 0:
             start_time, history = time.time(), []
-            starts, restarts = draw(num_rows, (2, num_updates, batch_size))
+            starts, restarts = draw(len(rows), (2, num_updates, batch_size))
             real_indices = draw(len(train_rows), (num_updates, args.num_elites, batch_size))
             elites = draw(args.num_elites, (num_updates, batch_size))
             noise = normal(num_updates, batch_size, action_dim + obs_dim + 1)
@@ -656,7 +652,6 @@ def main(args: Args) -> None:
             metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean().item()
 
         run.log(iteration + 1, metrics)
-        run.collect()
         bar.set_postfix(score=f"{run.score:.1f}", Q=f"{metrics['losses/qf_values']:.0f}")
         bar.update()
 
@@ -709,11 +704,7 @@ def capture(function: Callable, args: Args, device: torch.device) -> Callable:
 
 def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | None) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
-    run.collect(0)
-    checkpoint = {
-        "settings": run.settings,
-        "iteration": iteration,
-        "seconds": time.time() - run.start_time,
+    checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
         "buffer": buffer,
         "rng_state": torch.get_rng_state(),
@@ -774,11 +765,6 @@ MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint
 capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
 
 
-def fixed_settings(args: Args) -> dict:
-    """The arguments that a resumed run shares with its beginning."""
-    return {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-
-
 def parse_args(argv: list[str] | None = None) -> Args:
     """The command line over the dataset's defaults or, with --resume, over the saved arguments. Raises InputError."""
     args = tyro.cli(Args, args=argv)
@@ -787,24 +773,22 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"--resume {args.resume}: no usable args.json there"):
             defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
     args = tyro.cli(Args, args=argv, default=defaults)
-    compiling, cxx = getattr(args, "compile", False), {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX") or cxx
+    compiles, compiler = getattr(args, "compile", False), os.environ.get("CXX", "g++").split()[-1]
     rules = {
         "--seed must be below 2**32": args.seed < 2**32,
         "--gamma must be below 1": args.gamma < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
-        "--rollout-batch-size must be a multiple of --num-elites": args.rollout_batch_size % (args.num_elites or 1) == 0,
+        "--num-elites must divide --rollout-batch-size": args.rollout_batch_size % (args.num_elites or 1) == 0,
         "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
-        "--wandb-entity makes no sense without --track": not args.wandb_entity or args.track,
         "--track makes no sense with several --num-seeds": not args.track or getattr(args, "num_seeds", 1) == 1,
-        "--track needs wandb: pip install wandb": not args.track or find_spec("wandb"),
-        "--capture-video needs moviepy: pip install moviepy": not args.capture_video or find_spec("moviepy"),
-        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiling or shutil.which(compiler.split()[-1]),
+        "--track needs `pip install wandb`": not args.track or importlib.util.find_spec("wandb"),
+        "--capture-video needs `pip install moviepy`": not args.capture_video or importlib.util.find_spec("moviepy"),
+        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiles or shutil.which(compiler),
     }
     for name, value in vars(args).items():
         flag, old = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        if args.resume and name in fixed_settings(args):
+        if args.resume and name not in MAY_CHANGE_ON_RESUME:
             rules[f"--resume: that run has {flag} {old}; leave it out, or start a new run"] = value == old
         if type(value) in (int, float):
             limit = "0 or more" if name in MAY_BE_ZERO else "positive"
@@ -844,9 +828,8 @@ D4RL_ENVS = {  # the environment, and the returns of a random and of an expert p
     "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
 }
-
-# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination, the rule is given.
-# For numpy, torch and jax arrays alike; NaN and infinity terminate.
+# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination: the rule is
+# given, for numpy, torch and jax arrays alike. NaN and infinity terminate.
 TERMINATION_RULES = {
     "Hopper": lambda s: ~((0.7 < s[..., 0]) & (s[..., 0] < 1e9) & (abs(s[..., 1]) < 0.2) & (abs(s[..., 1:]) < 100).all(-1)),
     "Walker2d": lambda s: ~((0.8 < s[..., 0]) & (s[..., 0] < 2.0) & (abs(s[..., 1]) < 1.0)),
@@ -862,19 +845,20 @@ def is_d4rl_id(env_id: str) -> bool:
     return re.fullmatch(r"(hopper|halfcheetah|walker2d)-[a-z0-9-]+-v2", env_id) is not None
 
 
+def suggest(env_id: str) -> str:
+    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
+    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
+
+
 def minari_dataset(env_id: str):
     """Minari's dataset of that id, such as mujoco/hopper/medium-v0 or a local one of any name; None where it has none."""
     if env_id in D4RL_FILES or env_id in BUNDLED_FILES or env_id in gym.registry or ":" in env_id:
         return None
     with explain(f"Minari has no {env_id} here: pip install 'minari[hdf5,hf]'; minari list remote"):
-        local = import_module("minari").list_local_datasets() if "/" in env_id or find_spec("minari") else {}
+        minari = importlib.import_module("minari") if "/" in env_id or importlib.util.find_spec("minari") else None
+        local = minari.list_local_datasets() if minari else {}
         if "/" in env_id or env_id in local:
-            return import_module("minari").load_dataset(env_id, download=env_id not in local)
-
-
-def suggest(env_id: str) -> str:
-    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
-    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
+            return minari.load_dataset(env_id, download=env_id not in local)
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
@@ -977,14 +961,10 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
 def read_minari(dataset) -> dict[str, np.ndarray]:
     """The columns of read_hdf5, from a Minari dataset."""
     episodes = list(dataset.iterate_episodes())
-    return {
-        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
-        "actions": np.concatenate([e.actions for e in episodes]),
-        "rewards": np.concatenate([e.rewards for e in episodes]),
-        "terminals": np.concatenate([e.terminations for e in episodes]),
-        "timeouts": np.concatenate([e.truncations for e in episodes]),
-        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
-    }
+    columns = {"observations": [e.observations[:-1] for e in episodes], "actions": [e.actions for e in episodes]}
+    columns |= {"rewards": [e.rewards for e in episodes], "next_observations": [e.observations[1:] for e in episodes]}
+    columns |= {"terminals": [e.terminations for e in episodes], "timeouts": [e.truncations for e in episodes]}
+    return {name: np.concatenate(arrays) for name, arrays in columns.items()}
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
@@ -997,19 +977,16 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
-        if len({len(column) for column in data.values()}) > 1:
-            raise InputError(f"{path}: its arrays differ in length: {[column.shape for column in data.values()]}")
-        for key in {"rewards", "terminals", "timeouts"} & data.keys():  # many recorders write [N, 1]
-            data[key] = data[key].squeeze(1) if data[key].shape[1:] == (1,) else data[key]
+        terminals, steps = data["terminals"].astype(bool).reshape(-1), np.arange(len(data["terminals"]))
+        timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool).reshape(-1)
+        starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
+        timed_out = timeouts | ((steps - starts) % time_limit == time_limit - 1)
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
-        steps, terminals = np.arange(len(data["terminals"])), data["terminals"].astype(bool)
-        timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool)
-        starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
-        data["timeouts"] = timeouts | ((steps - starts) % time_limit == time_limit - 1)
+        data["timeouts"] = timed_out
         if "next_observations" not in data:
             # Row i + 1 holds row i's next observation; where an episode ends it is lost, so the row is dropped
-            last = terminals | data["timeouts"] | (steps == len(steps) - 1)
+            last = terminals | timed_out | (steps == len(steps) - 1)
             print(f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes")
             data["next_observations"] = np.roll(data["observations"], -1, axis=0)
             data = {key: column[~last] for key, column in data.items()}
@@ -1034,36 +1011,33 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         path = find_dataset(env_id, dataset_path)
         data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
-    widths = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
     if n < 20:
         raise InputError(f"{path} holds {n} transitions: too few to learn from")
-    for key, column in data.items():
-        shape = (n, *widths.get(key, ()))
-        if column.size == n == math.prod(shape):  # [N] where [N, 1] is meant
-            column = column.reshape(shape)
-        if column.shape != shape:
-            raise InputError(f"{path}: {key} has shape {column.shape}, {env.spec.id} needs {shape}")
-        with explain(f"{path}: {key} holds {column.dtype}, not numbers"), np.errstate(over="ignore"):
-            data[key] = column.astype(np.float32)
-        if not np.isfinite(data[key]).all():
-            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(data[key]))[0, 0]}")
+    widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
+    for key in data:
+        with explain(f"{path}: {key} holds {data[key].dtype}, not numbers"), np.errstate(over="ignore"):
+            column = data[key].reshape(len(data[key]), -1).astype(np.float32)  # [N] becomes [N, 1]
+        if column.shape != (n, widths.get(key, 1)):
+            raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
+        if not np.isfinite(column).all():
+            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(column))[0, 0]}")
+        data[key] = column
     low, high, actions = env.action_space.low, env.action_space.high, data["actions"]
     if (actions < low - 1e-3).any() or (actions > high + 1e-3).any():
         raise InputError(f"{path}: actions reach outside {env.spec.id}'s bounds {low} to {high}")
-    actions = np.clip((actions - low) / np.where(high > low, high - low, 1) * 2 - 1, -1, 1)
     flagged, by_rule = data["terminals"] > 0, termination_rule(env)(data["next_observations"])
-    wrong, most = (flagged != by_rule).sum(), max(flagged.sum(), by_rule.sum())
+    wrong, most = (flagged[:, 0] != by_rule).sum(), max(flagged.sum(), by_rule.sum())
     if wrong > max(0.05 * most, 3):
         raise InputError(f"{path}: {wrong} of {most} terminals contradict {env.spec.id}'s rule: another environment's?")
 
     mean, std = (f(data["observations"], axis=0, dtype=np.float64).astype(np.float32) for f in (np.mean, np.std))
     std += np.float32(1e-3)
     states, next_states = ((data[key] - mean) / std for key in ("observations", "next_observations"))
-    columns = [states, actions, data["rewards"][:, None], next_states, flagged[:, None]]
-    rows = np.concatenate(columns, 1, dtype=np.float32)
+    actions = np.clip((actions - low) / np.where(high > low, high - low, 1) * 2 - 1, -1, 1)
+    rows = np.concatenate([states, actions, data["rewards"], next_states, flagged], 1, dtype=np.float32)
     fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in (*widths, "rewards", "terminals"))).hexdigest()
-    episode_ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
-    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[episode_ends], prepend=0.0)
+    ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
+    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
     print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals against the rule")
@@ -1102,38 +1076,33 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 class NumpyAgent(NamedTuple):
-    """Actor and critics for the processes that evaluate. weights: fc1.weight and so on, of the actor and of the critic."""
+    """Actor and critics for the processes that evaluate."""
 
-    weights: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]  # of to_numpy
     obs_mean: np.ndarray
     obs_std: np.ndarray
 
+    def network(self, name: str, x: np.ndarray) -> np.ndarray:
+        for layer in ("fc1", "fc2", "fc3"):
+            weight, bias = self.weights[f"{name}.{layer}.weight"], self.weights[f"{name}.{layer}.bias"]
+            x = np.maximum(x, 0) if layer != "fc1" else x
+            x = x @ (weight.T if weight.ndim == 2 else weight) + bias  # [out, in], of two critics [2, in, out]
+        return x
+
     def mode(self, observations: np.ndarray) -> np.ndarray:
         """The policy's mode [n, A] at un-normalised observations [n, O]."""
-        x, weights = (observations - self.obs_mean) / self.obs_std, self.weights
-        x = np.maximum(x @ weights["actor.fc1.weight"].T + weights["actor.fc1.bias"], 0)
-        x = np.maximum(x @ weights["actor.fc2.weight"].T + weights["actor.fc2.bias"], 0)
-        mean, _ = np.split(x @ weights["actor.fc3.weight"].T + weights["actor.fc3.bias"], 2, -1)
+        mean, _ = np.split(self.network("actor", (observations - self.obs_mean) / self.obs_std), 2, -1)
         return np.tanh(mean)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
         """min_i Q_i(s, mode of pi(s)), [n]."""
-        states, weights = (observations - self.obs_mean) / self.obs_std, self.weights
-        x = np.concatenate([states, self.mode(observations)], -1)
-        x = np.maximum(x @ weights["critic.fc1.weight"] + weights["critic.fc1.bias"], 0)
-        x = np.maximum(x @ weights["critic.fc2.weight"] + weights["critic.fc2.bias"], 0)
-        values = x @ weights["critic.fc3.weight"] + weights["critic.fc3.bias"]  # [2, n, 1]
-        return values.min(0)[:, 0]
-
-
-@lru_cache(maxsize=1)
-def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector.VectorEnv:
-    return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
+        states = (observations - self.obs_mean) / self.obs_std
+        return self.network("critic", np.concatenate([states, self.mode(observations)], -1)).min(0)[:, 0]
 
 
 def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
-    envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
+    envs = gym.vector.SyncVectorEnv([partial(make_env, args.env_id, args.d4rl_physics)] * args.eval_episodes)
     result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
@@ -1147,16 +1116,6 @@ def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     }
 
 
-def spare_cores() -> int:
-    """Evaluation processes by default: one for each core but one, of those that OMP_NUM_THREADS leaves to this run.
-    0 where a program imports this file: the environments that it made known to gymnasium are unknown in other processes."""
-    if __name__ != "__main__":
-        return 0
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (int(threads) if threads.isdigit() else cores) - 1)
-
-
 def start_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -1164,8 +1123,13 @@ def start_worker() -> None:
 
 
 @lru_cache
-def worker_pool(workers: int) -> Executor:
-    """Processes that evaluate while training goes on; 0: a thread of this process."""
+def worker_pool(workers: int | None) -> Executor:
+    """Processes that evaluate while training goes on, by default one for each core but one; 0: a thread of this process,
+    as by default where a program imports this file: other processes do not know the environments that it registered."""
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
+        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     pool = ProcessPoolExecutor(workers, spawn, start_worker) if workers else ThreadPoolExecutor(1)
@@ -1185,67 +1149,65 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
 class Run:
     """The folder runs/{run_name}: args.json, metrics.csv, evaluations.csv, TensorBoard's events, checkpoint, result.json."""
 
-    folders = []  # of all runs of this process
-
     def __init__(self, args: Args, dataset: Dataset):
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
-        self.settings = json.dumps([fixed_settings(args), dataset.fingerprint])  # of which a checkpoint must be
-        self.pending, self.evaluated, self.score, self.warned = deque(), -1, math.nan, False
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
-        self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
-            self.folder = Path(args.resume) if args.resume else self.new_folder()
+            self.folder = Path(args.resume) if args.resume else self.new_folder(int(self.start_time))
             self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
             self.lock.acquire()
-            for name in ("metrics.csv", "evaluations.csv"):
-                (self.folder / name).touch()
-            if not args.resume:
-                self.save_json("args.json", vars(args))
+            self.tables = self.folder / "metrics.csv", self.folder / "evaluations.csv"
+            for table in self.tables:
+                table.touch()
+        self.save_json("args.json", vars(args) | {"resume": None})
         if args.track:
-            self.track()
-        Run.folders.append(self.folder)
+            name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
+            where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+            try:
+                with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
+                    importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+            except InputError:
+                if not args.resume:
+                    shutil.rmtree(self.folder)
+                raise
+        print(f"Run folder: {self.folder}")
 
-    def new_folder(self) -> Path:
+    def new_folder(self, seconds: int) -> Path:
         """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
-        name = re.sub(r"[^\w.-]+", "-", f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}")
-        for seconds in itertools.count(int(self.start_time)):
-            folder = Path(f"runs/{name}__{seconds}")
-            with suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-
-    def track(self) -> None:
-        args, name = self.args, re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
+        name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}__{seconds}"
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
         try:
-            with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
-                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name)
-                import_module("wandb").init(**where, resume="allow", config=vars(args), sync_tensorboard=True)
-        except InputError:
-            if not args.resume:
-                shutil.rmtree(self.folder)
-            raise
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            return self.new_folder(seconds + 1)
+        return folder
 
     @cached_property
-    def writer(self) -> SummaryWriter:
+    def writer(self) -> tensorboardX.SummaryWriter:
         # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
-        EventFileWriter.add_event = lambda writer, event: writer._ev_writer.write_event(event)
-        writer = SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
+        event_file_writer = tensorboardX.event_file_writer.EventFileWriter
+        event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
+        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
 
+    def state(self, iteration: int) -> dict:
+        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.collect(0)
+        tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
+        return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
+
     def go_on(self, checkpoint: dict) -> None:
-        """Resumes: forgets the rows that came after the checkpoint, and one that a crash cut off."""
+        """Resumes from a checkpoint with state(): rows that came after it are forgotten."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
-        for name in ("metrics.csv", "evaluations.csv"):
-            text = (self.folder / name).read_text(encoding="utf-8")
-            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= self.iteration]
-            self.save(name, lambda file, kept=kept: file.write("".join(kept).encode()))
-        self.evaluated = int(kept[-1].split(",")[0]) if len(kept) > 1 else -1
-        self.save_json("args.json", vars(self.args) | {"resume": None})
+        for table in self.tables:
+            self.save(table.name, lambda file, name=table.name: file.write(str(checkpoint[name]).encode()))
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1268,7 +1230,7 @@ class Run:
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
 
     def log(self, iteration: int, metrics: dict, file_name: str = "metrics.csv") -> None:
-        """Appends a row to the CSV file, and to TensorBoard. Raises Diverged."""
+        """Appends a row to the CSV file and to TensorBoard, as for evaluations that are done. Raises Diverged."""
         if "losses/qf_values" in metrics:
             metrics["losses/value_bound_ratio"] = self.value_bound_ratio(iteration, metrics["losses/qf_values"])
         with (self.folder / file_name).open("a", newline="", encoding="utf-8") as file:
@@ -1281,6 +1243,7 @@ class Run:
         self.writer.flush()
         if file_name == "metrics.csv":
             self.check(iteration, metrics)
+            self.collect()
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1297,10 +1260,8 @@ class Run:
         ratio = abs(mean_q) * (1 - self.args.gamma) / float(bound or 1)
         if ratio > 1 and not self.warned:
             self.warned = True
-            tqdm.write(
-                f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
-                " Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md"
-            )
+            text = f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
+            tqdm.write(f"{text} Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md")
         return ratio
 
     def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
@@ -1309,8 +1270,6 @@ class Run:
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        if iteration <= self.evaluated:  # before it was resumed
-            return
         agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
         with explain(f"no process can evaluate: go on with --resume {self.folder} --eval-workers 0"):
             future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
@@ -1319,7 +1278,7 @@ class Run:
     def collect(self, most: int = 10) -> None:
         """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
-            iteration, seconds, future = self.pending.popleft()
+            iteration, seconds, future = self.pending.pop(0)
             if isinstance(future.exception(), BrokenExecutor):
                 raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
             metrics = future.result()
@@ -1329,27 +1288,25 @@ class Run:
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
-        paths = self.folder / "evaluations.csv", self.folder / "metrics.csv"
-        evaluations, metrics = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in paths)
+        metrics, evaluations = (list(csv.DictReader(table.open(encoding="utf-8"))) for table in self.tables)
         scores = [float(row[self.score_name]) for row in evaluations]
-        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in metrics}
+        ratios = [float(row["losses/value_bound_ratio"]) for row in metrics]
         result = {
             "status": status,
             "score": self.score_name,
             "iteration": int(evaluations[-1]["iteration"]) if scores else None,
             "last": scores[-1] if scores else None,
             "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
-            "value_bound_ratio": max(filter(math.isfinite, ratios.values()), default=None),
-            "value_bound_passed": next((iteration for iteration, ratio in ratios.items() if ratio > 1), None),
+            "value_bound_ratio": max(filter(math.isfinite, ratios), default=None),
+            "value_bound_passed": next((i for i, ratio in enumerate(ratios, 1) if ratio > 1), None),
         }
         self.save_json("result.json", result)
         self.writer.close()
         self.lock.release(force=True)
         if status == "finished" and scores:
-            last = f"Iteration {result['iteration']}: {self.score_name} {scores[-1]:.1f}"
-            print(f"{last} (mean of {self.args.eval_episodes} episodes)")
-            print(f"Mean of the last {len(scores[-10:])} evaluations: {self.score_name} {result['mean_of_last_10']:.1f}")
-        print(f"Run folder: {self.folder}")
+            last, mean = f"{self.score_name} {scores[-1]:.1f}", f"{self.score_name} {np.mean(scores[-10:]):.1f}"
+            print(f"Iteration {result['iteration']}: {last} (mean of {self.args.eval_episodes} episodes)")
+            print(f"Mean of the last {len(scores[-10:])} evaluations: {mean}")
 
 
 def record_video(args: Args, policy: Callable | None = None, folder: str = "") -> None:
@@ -1367,7 +1324,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a dataset's path may be in letters that the terminal lacks
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a path may be in letters that it lacks
     message, code = "", 0
     try:
         main(parse_args())
@@ -1376,9 +1333,7 @@ if __name__ == "__main__":
     except Diverged as problem:
         message, code = f"error: {problem}", 3
     except KeyboardInterrupt:
-        saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
-        way_on = f": --resume {saved[0]} goes on" if saved else " before the first checkpoint"
-        message, code = f"interrupted{way_on}", 1
+        message, code = "interrupted: --resume and the run folder above go on, unless there is no checkpoint yet", 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

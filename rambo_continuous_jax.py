@@ -1,10 +1,10 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
-# Usage, metrics, results and deviations from the paper: README.md. The twin in torch: rambo_continuous.py
+# Usage, metrics, results and deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
 import atexit
 import csv
 import difflib
 import hashlib
-import itertools
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -16,15 +16,12 @@ import sys
 import threading
 import time
 import urllib.request
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -35,12 +32,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import optax
+import tensorboardX
 import tyro
 from filelock import FileLock
 from flax import nnx
 from jax import Array as Tensor
-from tensorboardX import SummaryWriter
-from tensorboardX.event_file_writer import EventFileWriter
+from jax.nn import logsumexp, relu, silu, softplus
+from jax.numpy import amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -64,7 +62,7 @@ DATASET_DEFAULTS = {
 class Args:
     exp_name: str = Path(__file__).stem  # name of this experiment, part of the run folder's name
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
-    torch_deterministic: bool = True  # only deterministic GPU kernels: the same seed gives the same run
+    torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
     matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU
@@ -144,7 +142,7 @@ class Linear(nnx.Module):
 
 
 class BatchedLinear(nnx.Module):
-    """n linear layers side by side, one batched product: [n, B, in] -> [n, B, out]. Initialised like Linear."""
+    """n linear layers side by side, one batched product: [n, B, in] -> [n, B, out]. Initialised like nn.Linear."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int, rngs: nnx.Rngs):
         bound = 1 / math.sqrt(fan_in)
@@ -164,9 +162,9 @@ class Critic(nnx.Module):
         self.fc3 = BatchedLinear(2, hidden_dim, 1, rngs)
 
     def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
-        x = jnp.concatenate([observations, actions], -1)
-        x = nnx.relu(self.fc1(jnp.broadcast_to(x, (2, *x.shape))))
-        x = nnx.relu(self.fc2(x))
+        x = concatenate([observations, actions], -1)
+        x = relu(self.fc1(broadcast_to(x, (2, *x.shape))))
+        x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
 
 
@@ -182,26 +180,26 @@ class Actor(nnx.Module):
         self.fc3 = Linear(hidden_dim, 2 * action_dim, rngs)
 
     def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        x = nnx.relu(self.fc1(observations))
-        x = nnx.relu(self.fc2(x))
+        x = relu(self.fc1(observations))
+        x = relu(self.fc2(x))
         mean, log_std = jnp.split(self.fc3(x), 2, -1)
-        return mean, jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
+        return mean, clip(log_std, LOG_STD_MIN, LOG_STD_MAX)
 
     def mode(self, observations: Tensor) -> Tensor:
-        return jnp.tanh(self(observations)[0])
+        return tanh(self(observations)[0])
 
 
 def squashed_log_prob(mean: Tensor, log_std: Tensor, pre_tanh: Tensor) -> Tensor:
     """log pi(tanh(pre_tanh)), [...]. log(1 - tanh(u)^2) in the softplus form: exact, no epsilon, no atanh."""
-    log_prob = -0.5 * ((pre_tanh - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-    return (log_prob - 2 * (math.log(2) - pre_tanh - nnx.softplus(-2 * pre_tanh))).sum(-1)
+    log_prob = -0.5 * ((pre_tanh - mean) / exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+    return (log_prob - 2 * (math.log(2) - pre_tanh - softplus(-2 * pre_tanh))).sum(-1)
 
 
 def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Reparameterised actions [..., A] and their log pi [...] from standard normal noise [..., A]."""
     mean, log_std = actor(observations)
-    pre_tanh = mean + jnp.exp(log_std) * noise
-    return jnp.tanh(pre_tanh), squashed_log_prob(mean, log_std, pre_tanh)
+    pre_tanh = mean + exp(log_std) * noise
+    return tanh(pre_tanh), squashed_log_prob(mean, log_std, pre_tanh)
 
 
 class Agent(NamedTuple):
@@ -216,7 +214,7 @@ class Agent(NamedTuple):
 def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float) -> Agent:
     rngs = nnx.Rngs(key)
     actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs)
-    return Agent(actor, critic, jax.tree.map(jnp.copy, critic), jnp.log(jnp.float32(alpha)))
+    return Agent(actor, critic, jax.tree.map(jnp.copy, critic), log(jnp.float32(alpha)))
 
 
 WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
@@ -244,27 +242,27 @@ class Dynamics(nnx.Module):
     def __call__(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         scales = self.input_mean[...], self.input_std[...], self.output_scale[...]
         input_mean, input_std, output_scale = jax.lax.stop_gradient(scales)
-        x = (jnp.concatenate([observations, actions], -1) - input_mean) / input_std
-        x = jnp.broadcast_to(x, (len(self.layers[0].weight), *x.shape[-2:]))
+        x = (concatenate([observations, actions], -1) - input_mean) / input_std
+        x = broadcast_to(x, (len(self.layers[0].weight), *x.shape[-2:]))
         for layer in self.layers[:-1]:
-            x = nnx.silu(layer(x))
+            x = silu(layer(x))
         mean, log_var = jnp.split(self.layers[-1](x), 2, -1)
-        log_var = self.max_log_var - nnx.softplus(self.max_log_var - log_var)
-        log_var = self.min_log_var + nnx.softplus(log_var - self.min_log_var)
-        return mean * output_scale, log_var + 2 * jnp.log(output_scale)
+        log_var = self.max_log_var - softplus(self.max_log_var - log_var)
+        log_var = self.min_log_var + softplus(log_var - self.min_log_var)
+        return mean * output_scale, log_var + 2 * log(output_scale)
 
     def set_scales(self, rows: Batch) -> None:
         """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
-        inputs = jnp.concatenate([rows.observations, rows.actions], -1)
-        std = inputs.std(0, ddof=1)
+        inputs = concatenate([rows.observations, rows.actions], -1)
+        std = inputs.std(0, correction=1)
         self.input_mean = nnx.Variable(inputs.mean(0))
-        self.input_std = nnx.Variable(jnp.where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
-        reward_size = jnp.sqrt((rows.rewards**2).mean())
+        self.input_std = nnx.Variable(where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
+        reward_size = (rows.rewards**2).mean() ** 0.5
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
-        self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(jnp.where(of_order_one, 1.0, reward_size)))
+        self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(where(of_order_one, 1.0, reward_size)))
 
     def keep_members(self, members: Tensor) -> "Dynamics":
-        """The ensemble of these members alone; the log-variance bounds are shared by all."""
+        """Keeps these members alone; the log-variance bounds are shared by all."""
         self.layers = jax.tree.map(lambda x: x[members], self.layers)
         return self
 
@@ -282,7 +280,7 @@ def adam_step(params, state: optax.OptState, gradients, learning_rate: float) ->
 # ALGO LOGIC: model learning
 def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
-    return jnp.concatenate([batch.next_observations - batch.observations, batch.rewards[..., None]], -1)
+    return concatenate([batch.next_observations - batch.observations, batch.rewards[..., None]], -1)
 
 
 def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: Tensor) -> Tensor:
@@ -290,7 +288,7 @@ def supervised_loss(dynamics: Dynamics, mean: Tensor, log_var: Tensor, targets: 
 
     Mean over B and D, sum over members: lambda is tuned to these reductions. Weight decay is part of the loss.
     """
-    nll = ((mean - targets) ** 2 * jnp.exp(-log_var) + log_var).mean((1, 2)).sum()
+    nll = ((mean - targets) ** 2 * exp(-log_var) + log_var).mean((1, 2)).sum()
     bounds = 1e-3 * (dynamics.max_log_var.sum() - dynamics.min_log_var.sum())
     decay = sum(0.5 * c * (layer.weight**2).sum() for c, layer in zip(WEIGHT_DECAYS, dynamics.layers, strict=True))
     return nll + bounds + decay
@@ -341,12 +339,11 @@ def pretrain_dynamics(
         dynamics, optimizer = scan_batches(update, (dynamics, optimizer), order, args.batch_size)
         errors = holdout_errors(dynamics, holdout)
         improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)
-        best_errors = jnp.where(improved, errors, best_errors)
-        choose = partial(jnp.where, improved[:, None, None])
-        best_layers = jax.tree.map(choose, dynamics.layers, best_layers)
-        patience = jnp.where(improved.any(), 0, epochs_since_improvement + 1)
+        best_errors = where(improved, errors, best_errors)
+        best_layers = jax.tree.map(partial(where, improved[:, None, None]), dynamics.layers, best_layers)
+        patience = where(improved.any(), 0, epochs_since_improvement + 1)
         new_state = dynamics, optimizer, (best_errors, best_layers), patience
-        return jax.tree.map(partial(jnp.where, epochs_since_improvement > 10), state, new_state)
+        return jax.tree.map(partial(where, epochs_since_improvement > 10), state, new_state)
 
     state, bootstrap = jax.jit(jax.vmap(start, (0, 0, None)))(dynamics, keys, train_rows)
     if args.model_max_pretrain_epochs == 0:
@@ -380,12 +377,12 @@ def rollout_models(
         action_key, sample_key, restart_key = jax.random.split(key, 3)
         actions, _ = sample_action(agent.actor, observations, jax.random.normal(action_key, (*shape, action_dim)))
         mean, log_var = dynamics(observations, actions)
-        sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(sample_key, mean.shape)
+        sample = mean + exp(0.5 * log_var) * jax.random.normal(sample_key, mean.shape)
         next_observations, rewards = observations + sample[..., :-1], sample[..., -1:]
         terminals = terminated(next_observations)[..., None]
-        step = jnp.concatenate([observations, actions, rewards, next_observations, terminals.astype(float)], -1)
+        step = concatenate([observations, actions, rewards, next_observations, terminals.astype(float)], -1)
         restarts = sample_rows(restart_key, rows, *shape)[..., :obs_dim]
-        return jnp.where(terminals, restarts, next_observations), step
+        return where(terminals, restarts, next_observations), step
 
     start_key, *step_keys = jax.random.split(key, args.rollout_length + 1)
     observations = sample_rows(start_key, rows, *shape)[..., :obs_dim]
@@ -394,7 +391,7 @@ def rollout_models(
     return steps.reshape(-1, rows.shape[1]), {
         "rollout/reward": imagined.rewards.mean(),
         "rollout/termination_rate": imagined.terminals.mean(),
-        "rollout/max_abs_state": jnp.abs(imagined.next_observations).max(),
+        "rollout/max_abs_state": abs(imagined.next_observations).max(),
     }
 
 
@@ -402,8 +399,8 @@ def rollout_models(
 def critic_loss(critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
     next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
-    next_values = agent.target_critic(batch.next_observations, next_actions).min(0)
-    next_values = next_values - jnp.exp(agent.log_alpha) * next_log_probs
+    next_values = amin(agent.target_critic(batch.next_observations, next_actions), 0)
+    next_values = next_values - exp(agent.log_alpha) * next_log_probs
     targets = batch.rewards + gamma * (1 - batch.terminals) * next_values
     values = critic(batch.observations, batch.actions)
     return ((values - targets) ** 2).mean(1).sum(), values
@@ -412,30 +409,23 @@ def critic_loss(critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma
 def actor_loss(actor: Actor, agent: Agent, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """mean(alpha log pi - min_i Q_i), and log pi [B]. noise [B, A] draws the actions."""
     actions, log_probs = sample_action(actor, observations, noise)
-    values = agent.critic(observations, actions).min(0)
-    return (jnp.exp(agent.log_alpha) * log_probs - values).mean(), log_probs
-
-
-class Optimizers(NamedTuple):
-    actor: optax.OptState
-    critic: optax.OptState
-    alpha: optax.OptState
-    model: optax.OptState
+    values = amin(agent.critic(observations, actions), 0)
+    return (exp(agent.log_alpha) * log_probs - values).mean(), log_probs
 
 
 def update_agent(
-    agent: Agent, optimizers: Optimizers, batch: Batch, noise: Tensor, args: Args
-) -> tuple[Agent, Optimizers, dict[str, Tensor]]:
-    """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics. Returns metrics as well."""
+    agent: Agent, optimizers: dict[str, optax.OptState], batch: Batch, noise: Tensor, args: Args
+) -> tuple[Agent, dict[str, optax.OptState], dict[str, Tensor]]:
+    """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics; and its metrics."""
     value_and_grad = partial(jax.value_and_grad, has_aux=True)
     (qf_loss, values), gradients = value_and_grad(critic_loss)(agent.critic, agent, batch, noise[0], args.gamma)
-    critic, critic_optimizer = adam_step(agent.critic, optimizers.critic, gradients, args.q_lr)
+    critic, critic_optimizer = adam_step(agent.critic, optimizers["critic"], gradients, args.q_lr)
     agent = agent._replace(critic=critic)
 
     (policy_loss, log_probs), gradients = value_and_grad(actor_loss)(agent.actor, agent, batch.observations, noise[1])
-    actor, actor_optimizer = adam_step(agent.actor, optimizers.actor, gradients, args.policy_lr)
+    actor, actor_optimizer = adam_step(agent.actor, optimizers["actor"], gradients, args.policy_lr)
 
-    target_entropy, log_alpha, alpha_optimizer = -batch.actions.shape[-1], agent.log_alpha, optimizers.alpha
+    target_entropy, log_alpha, alpha_optimizer = -batch.actions.shape[-1], agent.log_alpha, optimizers["alpha"]
     alpha_loss, gradient = jax.value_and_grad(lambda x: -(x * (log_probs + target_entropy)).mean())(log_alpha)
     if args.autotune:
         log_alpha, alpha_optimizer = adam_step(log_alpha, alpha_optimizer, gradient, args.policy_lr)
@@ -444,13 +434,13 @@ def update_agent(
     metrics = {
         "losses/qf_loss": qf_loss,
         "losses/qf_values": values.mean(),
-        "losses/max_abs_qf_value": jnp.abs(values).max(),
+        "losses/max_abs_qf_value": abs(values).max(),
         "losses/actor_loss": policy_loss,
         "losses/alpha_loss": alpha_loss,
-        "losses/alpha": jnp.exp(agent.log_alpha),
+        "losses/alpha": exp(agent.log_alpha),
         "losses/entropy": -log_probs.mean(),
     }
-    optimizers = optimizers._replace(actor=actor_optimizer, critic=critic_optimizer, alpha=alpha_optimizer)
+    optimizers = optimizers | {"actor": actor_optimizer, "critic": critic_optimizer, "alpha": alpha_optimizer}
     return Agent(actor, critic, target_critic, log_alpha), optimizers, metrics
 
 
@@ -458,7 +448,7 @@ def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args
     """Warm-starts the policies [S, ...] by maximum likelihood on the log, reshuffled every epoch (--bc-epochs)."""
 
     def loss(actor: Actor, batch: Batch) -> Tensor:
-        pre_tanh = jnp.arctanh(jnp.clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
+        pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
         return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
 
     def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
@@ -477,14 +467,14 @@ def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args
 # ALGO LOGIC: RAMBO, the adversarial model update
 def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
-    log_probs = -0.5 * ((sample - mean) ** 2 * jnp.exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
-    return jax.nn.logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
+    log_probs = -0.5 * ((sample - mean) ** 2 * exp(-log_var) + log_var + math.log(2 * math.pi)).sum(-1)
+    return logsumexp(log_probs, 0) - math.log(len(mean))  # not log(exp): densities under- and overflow float32
 
 
 def compute_advantages(agent: Agent, batch: Batch, gamma: float) -> Tensor:
     """r + gamma V(s') - Q(s, a) of Eq. 5, [B], un-normalised: is this transition better than the critic expects?"""
-    next_values = agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)).min(0)
-    values = agent.critic(batch.observations, batch.actions).min(0)
+    next_values = amin(agent.critic(batch.next_observations, agent.actor.mode(batch.next_observations)), 0)
+    values = amin(agent.critic(batch.observations, batch.actions), 0)
     return batch.rewards + gamma * (1 - batch.terminals) * next_values - values
 
 
@@ -495,7 +485,7 @@ def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True
     log-probability [B]; the sample it was taken at and the advantages [B] are constants.
     """
     if norm_adv:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
+        advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-6)
     return (jax.lax.stop_gradient(advantages) * log_prob).mean()
 
 
@@ -508,19 +498,18 @@ def model_loss(
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
     the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    num_elites, batch_size = real.rewards.shape
+    batch_size = len(observations)
     action_noise, model_noise = jnp.split(noise, [real.actions.shape[-1]], -1)
     actions, _ = sample_action(agent.actor, observations, action_noise)
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
-    for_all = lambda x: jnp.broadcast_to(x, (num_elites, *x.shape))  # noqa: E731
-    both_observations = jnp.concatenate([for_all(observations), real.observations], 1)
-    both_actions = jnp.concatenate([for_all(actions), real.actions], 1)
+    both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
+    both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
     both_means, both_log_vars = dynamics(both_observations, both_actions)
     mean, real_mean = jnp.split(both_means, [batch_size], 1)
     log_var, real_log_var = jnp.split(both_log_vars, [batch_size], 1)
 
     rows = jnp.arange(batch_size)
-    sample = mean[elites, rows] + jnp.exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
     sample = jax.lax.stop_gradient(sample)  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
     terminals = terminated(next_observations)
@@ -530,13 +519,14 @@ def model_loss(
     adv_loss = adversarial_loss(log_prob, advantages, args.norm_adv)
     sup_loss = supervised_loss(dynamics, real_mean, real_log_var, model_targets(real))
     loss = sup_loss + args.adv_weight * adv_loss  # Eq. 6
-    return loss, (next_observations, terminals, {
+    metrics = {
         "model/supervised_loss": sup_loss,
         "model/adversarial_loss": adv_loss,
         "model/advantage_mean": advantages.mean(),
-        "model/advantage_std": advantages.std(),
+        "model/advantage_std": advantages.std(correction=0),
         "model/log_prob": log_prob.mean(),
-    })  # fmt: skip
+    }
+    return loss, (next_observations, terminals, metrics)
 
 
 def update_model(
@@ -551,7 +541,7 @@ def update_model(
         dynamics, agent, observations, real, elites, noise, terminated, args
     )
     dynamics, optimizer = adam_step(dynamics, optimizer, gradients, args.model_lr)
-    observations = jnp.where(terminals[:, None], restarts, next_observations)
+    observations = where(terminals[..., None], restarts, next_observations)
     return dynamics, optimizer, observations, metrics | {"model/grad_norm": optax.tree.norm(gradients)}
 
 
@@ -572,7 +562,7 @@ def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, d
 class TrainState(NamedTuple):
     agent: Agent
     dynamics: Dynamics
-    optimizers: Optimizers
+    optimizers: dict[str, optax.OptState]
     buffer: Tensor  # [iterations, k * starts, W], the rollouts of the last iterations
     key: Tensor
 
@@ -580,15 +570,11 @@ class TrainState(NamedTuple):
 def train_iteration(
     state: TrainState, iteration: Tensor, rows: Tensor, holdout: Batch, terminated: Callable, args: Args
 ) -> tuple[TrainState, dict[str, Tensor]]:
-    """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics.
-
-    All random numbers of the updates are drawn before the loops: in few large calls instead of many small ones.
-    """
+    """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics."""
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
-    num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_updates, batch_size, train_rows = args.updates_per_iteration, args.batch_size, rows[len(holdout.rewards) :]
     num_real = round(args.real_ratio * batch_size)
-    train_rows = rows[len(holdout.rewards) :]
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
     metrics, use_model = {}, args.real_ratio < 1
@@ -603,11 +589,11 @@ def train_iteration(
     # Agent update: SAC on dataset and model rows
     def agent_step(carry: tuple, draws: tuple) -> tuple:
         real, imagined, noise = draws
-        batch = split_rows(jnp.concatenate([rows[real], model_rows[imagined]]), obs_dim)
+        batch = split_rows(concatenate([rows[real], model_rows[imagined]]), obs_dim)
         *carry, metrics = update_agent(*carry, batch, noise, args)
         return tuple(carry), metrics
 
-    draws = (
+    draws = (  # before the loop: few large calls instead of many small ones
         jax.random.randint(agent_keys[0], (num_updates, num_real), 0, len(rows)),
         jax.random.randint(agent_keys[1], (num_updates, batch_size - num_real), 0, num_model_rows),
         jax.random.normal(agent_keys[2], (num_updates, 2, batch_size, action_dim)),
@@ -619,25 +605,24 @@ def train_iteration(
     def model_step(carry: tuple, draws: tuple) -> tuple:
         dynamics, optimizer, observations = carry
         step, starts, restarts, real, elites, noise = draws
-        observations = jnp.where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
+        observations = where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
         real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
         model = agent, dynamics, optimizer
         *carry, metrics = update_model(*model, observations, restarts, real, elites, noise, terminated, args)
         return tuple(carry), metrics
 
     if use_model and args.adv_weight > 0:
-        shape = num_updates, args.num_elites, batch_size
         draws = (
             jnp.arange(num_updates),
             jax.random.randint(model_keys[0], (num_updates, batch_size), 0, len(rows)),
             jax.random.randint(model_keys[1], (num_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[2], shape, 0, len(train_rows)),
+            jax.random.randint(model_keys[2], (num_updates, args.num_elites, batch_size), 0, len(train_rows)),
             jax.random.randint(model_keys[3], (num_updates, batch_size), 0, args.num_elites),
             jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
         )
-        carry = dynamics, optimizers.model, jnp.zeros((batch_size, obs_dim))
+        carry = dynamics, optimizers["model"], jnp.zeros((batch_size, obs_dim))
         (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
-        optimizers = optimizers._replace(model=optimizer)
+        optimizers = optimizers | {"model": optimizer}
         metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
@@ -650,9 +635,8 @@ def main(args: Args) -> None:
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_default_matmul_precision", args.matmul_precision)
-    seeds = [args.seed + i for i in range(args.num_seeds)]
-    keys = jnp.stack([jax.random.split(jax.random.PRNGKey(seed), 4) for seed in seeds], 1)
-    init_keys, pretrain_keys, clone_keys, train_keys = keys
+    seed_keys = [jax.random.split(jax.random.PRNGKey(args.seed + i), 4) for i in range(args.num_seeds)]
+    init_keys, pretrain_keys, clone_keys, train_keys = jnp.stack(seed_keys, 1)
     if args.capture_video:
         record_video(args)  # better to fail now than after training
 
@@ -680,26 +664,25 @@ def main(args: Args) -> None:
 
     agent, dynamics = jax.jit(jax.vmap(init))(init_keys)
     if args.load_model and not args.resume:
-        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * len(seeds))
+        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
-    runs = [Run(seed_args, dataset) for seed_args in split_seeds(args)]
+    runs, problems = dict(enumerate(Run(seed_args, dataset) for seed_args in split_seeds(args))), []
     if not args.resume:
-        runs[0].save_json("seeds.json", [run.folder.name for run in runs])
-    running, problems = list(range(len(seeds))), []
+        runs[0].save_json("seeds.json", [run.folder.name for run in runs.values()])
 
-    def for_each_running(step: Callable) -> None:
-        for i in running.copy():
+    def for_each_run(step: Callable) -> None:
+        for i, run in list(runs.items()):
             try:
-                step(i)
+                step(i, run)
             except Diverged as problem:
                 problems.append(str(problem))
-                running.remove(i)
+                del runs[i]
 
     # Pretraining; or what an earlier run left
     if pretrain:
         dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args)
-        for_each_running(lambda i: runs[i].check(0, {"hold-out error": float(errors[i].sum())}))
+        for_each_run(lambda i, run: run.check(0, {"hold-out error": float(errors[i].sum())}))
         elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
         for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")
@@ -707,37 +690,28 @@ def main(args: Args) -> None:
     if not args.resume:
         agent = agent._replace(actor=clone_behaviour(agent.actor, clone_keys, rows, obs_dim, args))
         if args.save_model and use_model:
-            for_each_running(lambda i: runs[i].save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
-    optimizers = Optimizers(*map(jax.vmap(adam_init), (agent.actor, agent.critic, agent.log_alpha, dynamics)))
-    rollout_rows = args.rollout_length * args.rollout_batch_size
-    buffer = jnp.zeros((len(seeds), args.rollout_retain_iterations if use_model else 0, rollout_rows, rows.shape[1]))
+            for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
+    learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
+    optimizers = {name: jax.vmap(adam_init)(parameters) for name, parameters in learnt.items()}
+    retained = args.rollout_retain_iterations if use_model else 0
+    buffer = jnp.zeros((args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]))
     state = TrainState(agent, dynamics, optimizers, buffer, train_keys)
     if args.resume:
-        with explain(f"--resume {args.resume}: no usable checkpoint.npz there"):
-            states, have_buffers = zip(*(load_checkpoint(run, take(state, 0)) for run in runs), strict=True)
-            state = stack(states)
-        if len({run.iteration for run in runs}) > 1:
-            raise InputError(f"--resume {args.resume}: the seeds are at different iterations, resume them one by one")
-        if use_model and not all(have_buffers):
-            print("The checkpoint holds no model rollouts: rolling the model out anew")
-            state = refill_buffer(state, rows, runs[0].iteration, terminated, args)
-
-    time_compile, first_iteration = time.time(), runs[0].iteration
+        state = load_checkpoints(runs.values(), state, rows, terminated, args)
     iterate = jax.vmap(partial(train_iteration, terminated=terminated, args=args), (0, None, None, None))
     iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
-    print(f"Compiled an iteration in {time.time() - time_compile:.1f} s")
 
     # ALGO LOGIC: Algorithm 1, an iteration is one call on the device
+    first_iteration = max([run.iteration for run in runs.values()], default=0)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(first_iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last = iteration == args.total_iterations
         if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
-            for_each_running(lambda i: save_checkpoint(runs[i], iteration, take(state, i), args))  # noqa: B023
+            for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
-            agents = jax.device_get(state.agent)
-            for_each_running(lambda i: runs[i].evaluate(iteration, to_numpy(take(agents, i))))  # noqa: B023
-        if is_last or not running:
+            for_each_run(lambda i, run: run.evaluate(iteration, to_numpy(take(state.agent, i))))  # noqa: B023
+        if is_last:
             break
 
         start_time = time.time()
@@ -745,23 +719,23 @@ def main(args: Args) -> None:
         history = jax.device_get(history)  # waits for the device
         sps = args.updates_per_iteration / (time.time() - start_time)  # over the whole iteration
         speed = {"charts/SPS": sps} | ({"charts/model_SPS": sps} if use_model and args.adv_weight > 0 else {})
-        metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(len(seeds))]
-        for_each_running(lambda i: runs[i].log(iteration + 1, metrics[i]))  # noqa: B023
-        for i in running:
-            runs[i].collect()
-        score, mean_q = np.mean([runs[i].score for i in running]), history["losses/qf_values"].mean()
+        metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(args.num_seeds)]
+        for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
+        if not runs:
+            break
+        score, mean_q = np.mean([run.score for run in runs.values()]), history["losses/qf_values"].mean()
         bar.set_postfix(score=f"{score:.1f}", Q=f"{mean_q:.0f}", SPS=f"{sps:.0f}")
         bar.update()
 
     bar.close()
-    for i in running:
+    for i, run in runs.items():
         if args.save_model:
-            runs[i].save_arrays("policy.npz", to_numpy(take(state.agent.actor, i)))
+            run.save_arrays("policy.npz", to_numpy(take(state.agent.actor, i)))
         if args.save_model and use_model:
-            runs[i].save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)))
-        runs[i].finish()
+            run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)))
+        run.finish()
         if args.capture_video:
-            record_video(args, runs[i].numpy_agent(to_numpy(take(state.agent, i))).mode, str(runs[i].folder / "videos"))
+            record_video(args, run.numpy_agent(to_numpy(take(state.agent, i))).mode, str(run.folder / "videos"))
     if problems:
         raise Diverged("; ".join(problems))
 
@@ -784,16 +758,6 @@ def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
     options = {"xla_gpu_deterministic_ops": args.torch_deterministic}
     return jax.jit(function, donate_argnums=0).lower(*examples).compile(compiler_options=options)
-
-
-def refill_buffer(state: TrainState, rows: Tensor, iteration: int, terminated: Callable, args: Args) -> TrainState:
-    """The buffers that the iterations before this one would have left, from today's policies and models."""
-    rollout = jax.jit(jax.vmap(partial(rollout_models, rows=rows, terminated=terminated, args=args)))
-    buffer = state.buffer
-    for i in range(max(iteration - args.rollout_retain_iterations, 0), iteration):
-        rollouts, _ = rollout(state.agent, state.dynamics, key=fold_in(state.key, i))
-        buffer = buffer.at[:, i % args.rollout_retain_iterations].set(rollouts)
-    return state._replace(buffer=buffer)
 
 
 def split_seeds(args: Args) -> list[Args]:
@@ -837,20 +801,34 @@ def load_arrays(path: str, tree, dataset: "Dataset"):
 
 
 def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -> None:
-    run.collect(0)
-    arrays = to_numpy(state)
+    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
+    arrays = run.state(iteration) | to_numpy(state)
     if not args.checkpoint_buffer:
         del arrays["buffer"]
-    more = dict(settings=run.settings, iteration=iteration, seconds=time.time() - run.start_time)
-    run.save("checkpoint.npz", lambda file: np.savez(file, **arrays, **more))
+    run.save("checkpoint.npz", lambda file: np.savez(file, **arrays))
 
 
-def load_checkpoint(run: "Run", state: TrainState) -> tuple[TrainState, bool]:
-    """The state of save_checkpoint, shaped like this one, and whether it holds the model's rollouts."""
-    with np.load(run.folder / "checkpoint.npz", allow_pickle=False) as file:
-        arrays = dict(file)
-    run.go_on(arrays)
-    return from_numpy({"buffer": state.buffer} | arrays, state), "buffer" in arrays
+def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, terminated: Callable, args: Args):
+    """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
+    states, complete = [], True
+    for run in runs:
+        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"):
+            with np.load(run.folder / "checkpoint.npz", allow_pickle=False) as file:
+                arrays = dict(file)
+            run.go_on(arrays)
+            states.append(from_numpy({"buffer": state.buffer[0]} | arrays, take(state, 0)))
+            complete = complete and "buffer" in arrays
+    if len({run.iteration for run in runs}) > 1:
+        raise InputError("--resume: the seeds are at different iterations, resume them one by one")
+    state = stack(states)
+    if args.real_ratio < 1 and not complete:
+        print("The checkpoint holds no model rollouts: rolling the model out anew")
+        rollout = jax.jit(jax.vmap(partial(rollout_models, rows=rows, terminated=terminated, args=args)))
+        for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
+            rollouts, _ = rollout(state.agent, state.dynamics, key=fold_in(state.key, i))
+            buffer = state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts)
+            state = state._replace(buffer=buffer)
+    return state
 
 
 # Below here is nothing of RAMBO: arguments, environments, datasets, evaluation, run folder; the same in both scripts
@@ -879,11 +857,6 @@ MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint
 capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
 
 
-def fixed_settings(args: Args) -> dict:
-    """The arguments that a resumed run shares with its beginning."""
-    return {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-
-
 def parse_args(argv: list[str] | None = None) -> Args:
     """The command line over the dataset's defaults or, with --resume, over the saved arguments. Raises InputError."""
     args = tyro.cli(Args, args=argv)
@@ -892,24 +865,22 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"--resume {args.resume}: no usable args.json there"):
             defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
     args = tyro.cli(Args, args=argv, default=defaults)
-    compiling, cxx = getattr(args, "compile", False), {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    compiler = os.environ.get("CXX") or cxx
+    compiles, compiler = getattr(args, "compile", False), os.environ.get("CXX", "g++").split()[-1]
     rules = {
         "--seed must be below 2**32": args.seed < 2**32,
         "--gamma must be below 1": args.gamma < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
-        "--rollout-batch-size must be a multiple of --num-elites": args.rollout_batch_size % (args.num_elites or 1) == 0,
+        "--num-elites must divide --rollout-batch-size": args.rollout_batch_size % (args.num_elites or 1) == 0,
         "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
-        "--wandb-entity makes no sense without --track": not args.wandb_entity or args.track,
         "--track makes no sense with several --num-seeds": not args.track or getattr(args, "num_seeds", 1) == 1,
-        "--track needs wandb: pip install wandb": not args.track or find_spec("wandb"),
-        "--capture-video needs moviepy: pip install moviepy": not args.capture_video or find_spec("moviepy"),
-        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiling or shutil.which(compiler.split()[-1]),
+        "--track needs `pip install wandb`": not args.track or importlib.util.find_spec("wandb"),
+        "--capture-video needs `pip install moviepy`": not args.capture_video or importlib.util.find_spec("moviepy"),
+        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiles or shutil.which(compiler),
     }
     for name, value in vars(args).items():
         flag, old = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        if args.resume and name in fixed_settings(args):
+        if args.resume and name not in MAY_CHANGE_ON_RESUME:
             rules[f"--resume: that run has {flag} {old}; leave it out, or start a new run"] = value == old
         if type(value) in (int, float):
             limit = "0 or more" if name in MAY_BE_ZERO else "positive"
@@ -949,9 +920,8 @@ D4RL_ENVS = {  # the environment, and the returns of a random and of an expert p
     "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
 }
-
-# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination, the rule is given.
-# For numpy, torch and jax arrays alike; NaN and infinity terminate.
+# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination: the rule is
+# given, for numpy, torch and jax arrays alike. NaN and infinity terminate.
 TERMINATION_RULES = {
     "Hopper": lambda s: ~((0.7 < s[..., 0]) & (s[..., 0] < 1e9) & (abs(s[..., 1]) < 0.2) & (abs(s[..., 1:]) < 100).all(-1)),
     "Walker2d": lambda s: ~((0.8 < s[..., 0]) & (s[..., 0] < 2.0) & (abs(s[..., 1]) < 1.0)),
@@ -967,19 +937,20 @@ def is_d4rl_id(env_id: str) -> bool:
     return re.fullmatch(r"(hopper|halfcheetah|walker2d)-[a-z0-9-]+-v2", env_id) is not None
 
 
+def suggest(env_id: str) -> str:
+    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
+    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
+
+
 def minari_dataset(env_id: str):
     """Minari's dataset of that id, such as mujoco/hopper/medium-v0 or a local one of any name; None where it has none."""
     if env_id in D4RL_FILES or env_id in BUNDLED_FILES or env_id in gym.registry or ":" in env_id:
         return None
     with explain(f"Minari has no {env_id} here: pip install 'minari[hdf5,hf]'; minari list remote"):
-        local = import_module("minari").list_local_datasets() if "/" in env_id or find_spec("minari") else {}
+        minari = importlib.import_module("minari") if "/" in env_id or importlib.util.find_spec("minari") else None
+        local = minari.list_local_datasets() if minari else {}
         if "/" in env_id or env_id in local:
-            return import_module("minari").load_dataset(env_id, download=env_id not in local)
-
-
-def suggest(env_id: str) -> str:
-    close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
-    return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
+            return minari.load_dataset(env_id, download=env_id not in local)
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
@@ -1082,14 +1053,10 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
 def read_minari(dataset) -> dict[str, np.ndarray]:
     """The columns of read_hdf5, from a Minari dataset."""
     episodes = list(dataset.iterate_episodes())
-    return {
-        "observations": np.concatenate([e.observations[:-1] for e in episodes]),
-        "actions": np.concatenate([e.actions for e in episodes]),
-        "rewards": np.concatenate([e.rewards for e in episodes]),
-        "terminals": np.concatenate([e.terminations for e in episodes]),
-        "timeouts": np.concatenate([e.truncations for e in episodes]),
-        "next_observations": np.concatenate([e.observations[1:] for e in episodes]),
-    }
+    columns = {"observations": [e.observations[:-1] for e in episodes], "actions": [e.actions for e in episodes]}
+    columns |= {"rewards": [e.rewards for e in episodes], "next_observations": [e.observations[1:] for e in episodes]}
+    columns |= {"terminals": [e.terminations for e in episodes], "timeouts": [e.truncations for e in episodes]}
+    return {name: np.concatenate(arrays) for name, arrays in columns.items()}
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
@@ -1102,19 +1069,16 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
-        if len({len(column) for column in data.values()}) > 1:
-            raise InputError(f"{path}: its arrays differ in length: {[column.shape for column in data.values()]}")
-        for key in {"rewards", "terminals", "timeouts"} & data.keys():  # many recorders write [N, 1]
-            data[key] = data[key].squeeze(1) if data[key].shape[1:] == (1,) else data[key]
+        terminals, steps = data["terminals"].astype(bool).reshape(-1), np.arange(len(data["terminals"]))
+        timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool).reshape(-1)
+        starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
+        timed_out = timeouts | ((steps - starts) % time_limit == time_limit - 1)
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
-        steps, terminals = np.arange(len(data["terminals"])), data["terminals"].astype(bool)
-        timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool)
-        starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
-        data["timeouts"] = timeouts | ((steps - starts) % time_limit == time_limit - 1)
+        data["timeouts"] = timed_out
         if "next_observations" not in data:
             # Row i + 1 holds row i's next observation; where an episode ends it is lost, so the row is dropped
-            last = terminals | data["timeouts"] | (steps == len(steps) - 1)
+            last = terminals | timed_out | (steps == len(steps) - 1)
             print(f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes")
             data["next_observations"] = np.roll(data["observations"], -1, axis=0)
             data = {key: column[~last] for key, column in data.items()}
@@ -1139,36 +1103,33 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         path = find_dataset(env_id, dataset_path)
         data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
-    widths = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
     if n < 20:
         raise InputError(f"{path} holds {n} transitions: too few to learn from")
-    for key, column in data.items():
-        shape = (n, *widths.get(key, ()))
-        if column.size == n == math.prod(shape):  # [N] where [N, 1] is meant
-            column = column.reshape(shape)
-        if column.shape != shape:
-            raise InputError(f"{path}: {key} has shape {column.shape}, {env.spec.id} needs {shape}")
-        with explain(f"{path}: {key} holds {column.dtype}, not numbers"), np.errstate(over="ignore"):
-            data[key] = column.astype(np.float32)
-        if not np.isfinite(data[key]).all():
-            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(data[key]))[0, 0]}")
+    widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
+    for key in data:
+        with explain(f"{path}: {key} holds {data[key].dtype}, not numbers"), np.errstate(over="ignore"):
+            column = data[key].reshape(len(data[key]), -1).astype(np.float32)  # [N] becomes [N, 1]
+        if column.shape != (n, widths.get(key, 1)):
+            raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
+        if not np.isfinite(column).all():
+            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(column))[0, 0]}")
+        data[key] = column
     low, high, actions = env.action_space.low, env.action_space.high, data["actions"]
     if (actions < low - 1e-3).any() or (actions > high + 1e-3).any():
         raise InputError(f"{path}: actions reach outside {env.spec.id}'s bounds {low} to {high}")
-    actions = np.clip((actions - low) / np.where(high > low, high - low, 1) * 2 - 1, -1, 1)
     flagged, by_rule = data["terminals"] > 0, termination_rule(env)(data["next_observations"])
-    wrong, most = (flagged != by_rule).sum(), max(flagged.sum(), by_rule.sum())
+    wrong, most = (flagged[:, 0] != by_rule).sum(), max(flagged.sum(), by_rule.sum())
     if wrong > max(0.05 * most, 3):
         raise InputError(f"{path}: {wrong} of {most} terminals contradict {env.spec.id}'s rule: another environment's?")
 
     mean, std = (f(data["observations"], axis=0, dtype=np.float64).astype(np.float32) for f in (np.mean, np.std))
     std += np.float32(1e-3)
     states, next_states = ((data[key] - mean) / std for key in ("observations", "next_observations"))
-    columns = [states, actions, data["rewards"][:, None], next_states, flagged[:, None]]
-    rows = np.concatenate(columns, 1, dtype=np.float32)
+    actions = np.clip((actions - low) / np.where(high > low, high - low, 1) * 2 - 1, -1, 1)
+    rows = np.concatenate([states, actions, data["rewards"], next_states, flagged], 1, dtype=np.float32)
     fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in (*widths, "rewards", "terminals"))).hexdigest()
-    episode_ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
-    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[episode_ends], prepend=0.0)
+    ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
+    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
     print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals against the rule")
@@ -1207,38 +1168,33 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 class NumpyAgent(NamedTuple):
-    """Actor and critics for the processes that evaluate. weights: fc1.weight and so on, of the actor and of the critic."""
+    """Actor and critics for the processes that evaluate."""
 
-    weights: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]  # of to_numpy
     obs_mean: np.ndarray
     obs_std: np.ndarray
 
+    def network(self, name: str, x: np.ndarray) -> np.ndarray:
+        for layer in ("fc1", "fc2", "fc3"):
+            weight, bias = self.weights[f"{name}.{layer}.weight"], self.weights[f"{name}.{layer}.bias"]
+            x = np.maximum(x, 0) if layer != "fc1" else x
+            x = x @ (weight.T if weight.ndim == 2 else weight) + bias  # [out, in], of two critics [2, in, out]
+        return x
+
     def mode(self, observations: np.ndarray) -> np.ndarray:
         """The policy's mode [n, A] at un-normalised observations [n, O]."""
-        x, weights = (observations - self.obs_mean) / self.obs_std, self.weights
-        x = np.maximum(x @ weights["actor.fc1.weight"].T + weights["actor.fc1.bias"], 0)
-        x = np.maximum(x @ weights["actor.fc2.weight"].T + weights["actor.fc2.bias"], 0)
-        mean, _ = np.split(x @ weights["actor.fc3.weight"].T + weights["actor.fc3.bias"], 2, -1)
+        mean, _ = np.split(self.network("actor", (observations - self.obs_mean) / self.obs_std), 2, -1)
         return np.tanh(mean)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
         """min_i Q_i(s, mode of pi(s)), [n]."""
-        states, weights = (observations - self.obs_mean) / self.obs_std, self.weights
-        x = np.concatenate([states, self.mode(observations)], -1)
-        x = np.maximum(x @ weights["critic.fc1.weight"] + weights["critic.fc1.bias"], 0)
-        x = np.maximum(x @ weights["critic.fc2.weight"] + weights["critic.fc2.bias"], 0)
-        values = x @ weights["critic.fc3.weight"] + weights["critic.fc3.bias"]  # [2, n, 1]
-        return values.min(0)[:, 0]
-
-
-@lru_cache(maxsize=1)
-def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector.VectorEnv:
-    return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
+        states = (observations - self.obs_mean) / self.obs_std
+        return self.network("critic", np.concatenate([states, self.mode(observations)], -1)).min(0)[:, 0]
 
 
 def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
-    envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
+    envs = gym.vector.SyncVectorEnv([partial(make_env, args.env_id, args.d4rl_physics)] * args.eval_episodes)
     result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
@@ -1252,16 +1208,6 @@ def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     }
 
 
-def spare_cores() -> int:
-    """Evaluation processes by default: one for each core but one, of those that OMP_NUM_THREADS leaves to this run.
-    0 where a program imports this file: the environments that it made known to gymnasium are unknown in other processes."""
-    if __name__ != "__main__":
-        return 0
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (int(threads) if threads.isdigit() else cores) - 1)
-
-
 def start_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -1269,8 +1215,13 @@ def start_worker() -> None:
 
 
 @lru_cache
-def worker_pool(workers: int) -> Executor:
-    """Processes that evaluate while training goes on; 0: a thread of this process."""
+def worker_pool(workers: int | None) -> Executor:
+    """Processes that evaluate while training goes on, by default one for each core but one; 0: a thread of this process,
+    as by default where a program imports this file: other processes do not know the environments that it registered."""
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
+        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     pool = ProcessPoolExecutor(workers, spawn, start_worker) if workers else ThreadPoolExecutor(1)
@@ -1290,67 +1241,65 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
 class Run:
     """The folder runs/{run_name}: args.json, metrics.csv, evaluations.csv, TensorBoard's events, checkpoint, result.json."""
 
-    folders = []  # of all runs of this process
-
     def __init__(self, args: Args, dataset: Dataset):
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
-        self.settings = json.dumps([fixed_settings(args), dataset.fingerprint])  # of which a checkpoint must be
-        self.pending, self.evaluated, self.score, self.warned = deque(), -1, math.nan, False
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
-        self.pool = worker_pool(spare_cores() if args.eval_workers is None else args.eval_workers)
         with explain("the run folder cannot be written, or another process trains in it"):
-            self.folder = Path(args.resume) if args.resume else self.new_folder()
+            self.folder = Path(args.resume) if args.resume else self.new_folder(int(self.start_time))
             self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
             self.lock.acquire()
-            for name in ("metrics.csv", "evaluations.csv"):
-                (self.folder / name).touch()
-            if not args.resume:
-                self.save_json("args.json", vars(args))
+            self.tables = self.folder / "metrics.csv", self.folder / "evaluations.csv"
+            for table in self.tables:
+                table.touch()
+        self.save_json("args.json", vars(args) | {"resume": None})
         if args.track:
-            self.track()
-        Run.folders.append(self.folder)
+            name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
+            where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+            try:
+                with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
+                    importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+            except InputError:
+                if not args.resume:
+                    shutil.rmtree(self.folder)
+                raise
+        print(f"Run folder: {self.folder}")
 
-    def new_folder(self) -> Path:
+    def new_folder(self, seconds: int) -> Path:
         """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
-        name = re.sub(r"[^\w.-]+", "-", f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}")
-        for seconds in itertools.count(int(self.start_time)):
-            folder = Path(f"runs/{name}__{seconds}")
-            with suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-
-    def track(self) -> None:
-        args, name = self.args, re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
+        name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}__{seconds}"
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
         try:
-            with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
-                where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name)
-                import_module("wandb").init(**where, resume="allow", config=vars(args), sync_tensorboard=True)
-        except InputError:
-            if not args.resume:
-                shutil.rmtree(self.folder)
-            raise
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            return self.new_folder(seconds + 1)
+        return folder
 
     @cached_property
-    def writer(self) -> SummaryWriter:
+    def writer(self) -> tensorboardX.SummaryWriter:
         # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
-        EventFileWriter.add_event = lambda writer, event: writer._ev_writer.write_event(event)
-        writer = SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
+        event_file_writer = tensorboardX.event_file_writer.EventFileWriter
+        event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
+        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
 
+    def state(self, iteration: int) -> dict:
+        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.collect(0)
+        tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
+        return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
+
     def go_on(self, checkpoint: dict) -> None:
-        """Resumes: forgets the rows that came after the checkpoint, and one that a crash cut off."""
+        """Resumes from a checkpoint with state(): rows that came after it are forgotten."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
-        for name in ("metrics.csv", "evaluations.csv"):
-            text = (self.folder / name).read_text(encoding="utf-8")
-            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= self.iteration]
-            self.save(name, lambda file, kept=kept: file.write("".join(kept).encode()))
-        self.evaluated = int(kept[-1].split(",")[0]) if len(kept) > 1 else -1
-        self.save_json("args.json", vars(self.args) | {"resume": None})
+        for table in self.tables:
+            self.save(table.name, lambda file, name=table.name: file.write(str(checkpoint[name]).encode()))
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1373,7 +1322,7 @@ class Run:
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
 
     def log(self, iteration: int, metrics: dict, file_name: str = "metrics.csv") -> None:
-        """Appends a row to the CSV file, and to TensorBoard. Raises Diverged."""
+        """Appends a row to the CSV file and to TensorBoard, as for evaluations that are done. Raises Diverged."""
         if "losses/qf_values" in metrics:
             metrics["losses/value_bound_ratio"] = self.value_bound_ratio(iteration, metrics["losses/qf_values"])
         with (self.folder / file_name).open("a", newline="", encoding="utf-8") as file:
@@ -1386,6 +1335,7 @@ class Run:
         self.writer.flush()
         if file_name == "metrics.csv":
             self.check(iteration, metrics)
+            self.collect()
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1402,10 +1352,8 @@ class Run:
         ratio = abs(mean_q) * (1 - self.args.gamma) / float(bound or 1)
         if ratio > 1 and not self.warned:
             self.warned = True
-            tqdm.write(
-                f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
-                " Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md"
-            )
+            text = f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
+            tqdm.write(f"{text} Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md")
         return ratio
 
     def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
@@ -1414,8 +1362,6 @@ class Run:
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        if iteration <= self.evaluated:  # before it was resumed
-            return
         agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
         with explain(f"no process can evaluate: go on with --resume {self.folder} --eval-workers 0"):
             future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
@@ -1424,7 +1370,7 @@ class Run:
     def collect(self, most: int = 10) -> None:
         """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
-            iteration, seconds, future = self.pending.popleft()
+            iteration, seconds, future = self.pending.pop(0)
             if isinstance(future.exception(), BrokenExecutor):
                 raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
             metrics = future.result()
@@ -1434,27 +1380,25 @@ class Run:
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
-        paths = self.folder / "evaluations.csv", self.folder / "metrics.csv"
-        evaluations, metrics = (list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) for path in paths)
+        metrics, evaluations = (list(csv.DictReader(table.open(encoding="utf-8"))) for table in self.tables)
         scores = [float(row[self.score_name]) for row in evaluations]
-        ratios = {int(row["iteration"]): float(row["losses/value_bound_ratio"]) for row in metrics}
+        ratios = [float(row["losses/value_bound_ratio"]) for row in metrics]
         result = {
             "status": status,
             "score": self.score_name,
             "iteration": int(evaluations[-1]["iteration"]) if scores else None,
             "last": scores[-1] if scores else None,
             "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
-            "value_bound_ratio": max(filter(math.isfinite, ratios.values()), default=None),
-            "value_bound_passed": next((iteration for iteration, ratio in ratios.items() if ratio > 1), None),
+            "value_bound_ratio": max(filter(math.isfinite, ratios), default=None),
+            "value_bound_passed": next((i for i, ratio in enumerate(ratios, 1) if ratio > 1), None),
         }
         self.save_json("result.json", result)
         self.writer.close()
         self.lock.release(force=True)
         if status == "finished" and scores:
-            last = f"Iteration {result['iteration']}: {self.score_name} {scores[-1]:.1f}"
-            print(f"{last} (mean of {self.args.eval_episodes} episodes)")
-            print(f"Mean of the last {len(scores[-10:])} evaluations: {self.score_name} {result['mean_of_last_10']:.1f}")
-        print(f"Run folder: {self.folder}")
+            last, mean = f"{self.score_name} {scores[-1]:.1f}", f"{self.score_name} {np.mean(scores[-10:]):.1f}"
+            print(f"Iteration {result['iteration']}: {last} (mean of {self.args.eval_episodes} episodes)")
+            print(f"Mean of the last {len(scores[-10:])} evaluations: {mean}")
 
 
 def record_video(args: Args, policy: Callable | None = None, folder: str = "") -> None:
@@ -1472,7 +1416,7 @@ def record_video(args: Args, policy: Callable | None = None, folder: str = "") -
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a dataset's path may be in letters that the terminal lacks
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a path may be in letters that it lacks
     message, code = "", 0
     try:
         main(parse_args())
@@ -1481,9 +1425,7 @@ if __name__ == "__main__":
     except Diverged as problem:
         message, code = f"error: {problem}", 3
     except KeyboardInterrupt:
-        saved = [folder for folder in Run.folders if any(folder.glob("checkpoint.*"))]
-        way_on = f": --resume {saved[0]} goes on" if saved else " before the first checkpoint"
-        message, code = f"interrupted{way_on}", 1
+        message, code = "interrupted: --resume and the run folder above go on, unless there is no checkpoint yet", 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

@@ -228,7 +228,8 @@ def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable
     def init(key: jax.Array) -> twin.TrainState:
         agent = twin.init_agent(key, obs_dim, problem.action_dim, args.alpha)
         dynamics = twin.Dynamics(args.num_elites, obs_dim, problem.action_dim, args.model_hidden_dim, nnx.Rngs(key))
-        optimizers = twin.Optimizers(*map(twin.adam_init, (agent.actor, agent.critic, agent.log_alpha, dynamics)))
+        learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
+        optimizers = {name: twin.adam_init(parameters) for name, parameters in learnt.items()}
         shape = args.rollout_retain_iterations, args.rollout_length * few.rollout_batch_size, rows.shape[1]
         return twin.TrainState(agent, dynamics, optimizers, jnp.zeros(shape), key)
 

@@ -16,6 +16,7 @@ def rambo():
     """The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough here."""
     return importlib.import_module("rambo_continuous")
 
+
 NAME = "hopper_medium_replay-v2.hdf5"
 ENV_ID = "hopper-medium-replay-v2"
 NOBODY_LISTENS = "http://127.0.0.1:9"

@@ -17,6 +17,7 @@ def rambo():
     """The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough here."""
     return importlib.import_module("rambo_continuous")
 
+
 REAL_SEGMENTS = ROOT.parent / "shared" / "d4rl_real_segments"
 # The simulator of each termination rule
 SIMULATORS = {

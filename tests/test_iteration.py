@@ -103,7 +103,7 @@ def trace_jax(folder, *flags):
     rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
     args = in_jax.parse_args(["--env-id", "Pendulum-v1", *map(str, [*FLAGS, *flags])])
     buffer = jnp.zeros((RETAIN if args.real_ratio < 1 else 0, K * args.rollout_batch_size, rows.shape[1]))
-    agent, optimizers = in_jax.Agent(None, None, None, 0), in_jax.Optimizers(None, None, None, None)
+    agent, optimizers = in_jax.Agent(None, None, None, 0), dict.fromkeys(("actor", "critic", "alpha", "model"))
     state, holdout = in_jax.TrainState(agent, 0, optimizers, buffer, jax.random.PRNGKey(1)), in_jax.split_rows(rows, OBS_DIM)
     holdout, calls = in_jax.Batch(*(column[:NUM_HOLDOUT] for column in holdout)), []
     fakes = dict(rollout_models=number_rows, update_agent=count_agent, update_model=count_model)
