@@ -8,7 +8,8 @@ DATASETS=${DATASETS:-hopper-medium-replay-v2 walker2d-medium-replay-v2 halfcheet
 SEEDS=${SEEDS:-1 2 3 4 5}
 run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous.py}" --rollout-length 5 "$@")
 METHODS=("--adv-weight 3e-4"                                             # RAMBO
-  "--adv-weight 0"                                                       # no adversary
+  "--adv-weight 1e-9"                                                    # the model trained on, in effect without an adversary
+  "--adv-weight 0"                                                       # the model frozen, no adversary
   "--adv-weight 3e-3"                                                    # a strong one
   "--adv-weight 3e-2"                                                    # a stronger one
   "--adv-weight 3e-4 --num-models 1 --num-elites 1"                      # one model, no mixture

@@ -306,7 +306,7 @@ def test_a_terminal_that_knows_only_ascii():
 
 
 # The number of commands with one seed and with all of them
-LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (24, 120), "own_logs": (8, 32)}
+LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (27, 135), "own_logs": (8, 32)}
 
 
 @pytest.fixture
