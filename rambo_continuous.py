@@ -773,7 +773,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
         with explain(f"--resume {args.resume}: no usable args.json there"):
             defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
     args = tyro.cli(Args, args=argv, default=defaults)
-    compiles, compiler = getattr(args, "compile", False), os.environ.get("CXX", "g++").split()[-1]
+    compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
     rules = {
         "--seed must be below 2**32": args.seed < 2**32,
         "--gamma must be below 1": args.gamma < 1,
@@ -1100,9 +1100,14 @@ class NumpyAgent(NamedTuple):
         return self.network("critic", np.concatenate([states, self.mode(observations)], -1)).min(0)[:, 0]
 
 
+@lru_cache(maxsize=1)
+def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector.VectorEnv:
+    return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
+
+
 def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
-    envs = gym.vector.SyncVectorEnv([partial(make_env, args.env_id, args.d4rl_physics)] * args.eval_episodes)
+    envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
     result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
@@ -1162,7 +1167,8 @@ class Run:
             self.tables = self.folder / "metrics.csv", self.folder / "evaluations.csv"
             for table in self.tables:
                 table.touch()
-        self.save_json("args.json", vars(args) | {"resume": None})
+        if not args.resume:
+            self.save_json("args.json", vars(args))
         if args.track:
             name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
             where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
@@ -1208,6 +1214,7 @@ class Run:
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
         for table in self.tables:
             self.save(table.name, lambda file, name=table.name: file.write(str(checkpoint[name]).encode()))
+        self.save_json("args.json", vars(self.args) | {"resume": None})
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1288,7 +1295,8 @@ class Run:
     def finish(self, status: str = "finished") -> None:
         """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
         self.collect(0)
-        metrics, evaluations = (list(csv.DictReader(table.open(encoding="utf-8"))) for table in self.tables)
+        texts = (table.read_text(encoding="utf-8") for table in self.tables)
+        metrics, evaluations = (list(csv.DictReader(text.splitlines())) for text in texts)
         scores = [float(row[self.score_name]) for row in evaluations]
         ratios = [float(row["losses/value_bound_ratio"]) for row in metrics]
         result = {

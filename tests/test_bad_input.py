@@ -241,7 +241,7 @@ def test_flags_out_of_range_or_that_make_no_sense_together(rambo, subtests):
             assert_matches(refused(rambo, "--dataset-path", "hopper.hdf5", *TINY, *flags.split()), BAD_FLAGS[flags])
 
 
-@pytest.mark.parametrize("compiler", [None, "nowhere/c++"])
+@pytest.mark.parametrize("compiler", [None, "", "nowhere/c++"])
 def test_compiling_without_a_compiler(monkeypatch, compiler):
     rambo = importlib.import_module("rambo_continuous")  # the JAX script needs none
     monkeypatch.delenv("CXX", raising=False)
@@ -249,6 +249,8 @@ def test_compiling_without_a_compiler(monkeypatch, compiler):
         monkeypatch.setenv("CXX", f"ccache {compiler}")
     else:
         monkeypatch.setenv("PATH", str(Path("empty").absolute()))
+        if compiler == "":
+            monkeypatch.setenv("CXX", "")
     assert_matches(refused(rambo, "--compile"), "--compile.*compiler", "CXX")
     monkeypatch.setenv("CXX", sys.executable)
     assert rambo.parse_args(["--compile"]).compile

@@ -383,6 +383,17 @@ def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on(name):
 
 
 @one_script
+def test_a_refused_resume_leaves_the_runs_arguments_alone(rambo):
+    """Else the next --resume would look for the wrong dataset."""
+    folder = run_here(rambo, *PENDULUM)
+    before = (folder / "args.json").read_text()
+    write_hdf5(Path("other.hdf5"), pendulum_log(seed=1))
+    with pytest.raises(rambo.InputError, match="another run or dataset"):
+        run_here(rambo, "--resume", folder, "--dataset-path", "other.hdf5")
+    assert (folder / "args.json").read_text() == before
+
+
+@one_script
 def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     """Only the first digit of iteration 12 is left, which would be iteration 1."""
     run = rambo.Run(

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,17 @@ def test_the_value_bound(run, capsys):
         rewards[0] = high
         assert run.value_bound_ratio(1, q) == pytest.approx(ratio)
     assert capsys.readouterr().out.count("warning") == 1, "only the first time"
+
+
+def test_the_environments_are_made_once_for_all_evaluations(rambo, run, monkeypatch):
+    """Making them takes time, and MuJoCo prints a warning for each of halfcheetah's."""
+    made, make_env = [], rambo.make_env
+    monkeypatch.setattr(rambo, "make_env", lambda *arguments: made.append(1) or make_env(*arguments))
+    rambo.make_eval_envs.cache_clear()
+    policy = SimpleNamespace(mode=lambda x: np.zeros((len(x), 1), np.float32), value=lambda x: np.zeros(len(x)))
+    returns = [rambo.run_evaluation(run.args, policy, [1, 0])["episodic_returns"] for _ in range(2)]
+    rambo.make_eval_envs.cache_clear()
+    assert returns[0] == returns[1] and len(made) == run.args.eval_episodes
 
 
 # Processes
