@@ -527,6 +527,7 @@ def main(args: Args) -> None:
     # TRY NOT TO MODIFY: seeding
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(args.torch_deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # or it fills all new memory with NaN: 35 kernels an update
     torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -575,13 +576,16 @@ def main(args: Args) -> None:
         clone_behaviour(agent.actor, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
-    adam = partial(torch.optim.Adam, fused=True, capturable=True)
+    compile_adam = args.compile and device.type == "cuda"  # where torch's fused Adam keeps only a few processors busy
+    adam = partial(torch.optim.Adam, fused=not compile_adam, capturable=True)
     optimizers = {
         "actor": adam(agent.actor.parameters(), lr=args.policy_lr),
         "critic": adam(agent.critic.parameters(), lr=args.q_lr),
         "alpha": adam([agent.log_alpha], lr=args.policy_lr),
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
+    for optimizer in optimizers.values() if compile_adam else ():
+        optimizer.step = torch.compile(optimizer.step)
     parts = agent, dynamics, *optimizers.values()
     if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
         print("The checkpoint holds no model rollouts: rolling the model out anew")

@@ -756,7 +756,12 @@ def stack(trees: list):
 
 def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
-    options = {"xla_gpu_deterministic_ops": args.torch_deterministic}
+    gpu_options = {
+        "xla_gpu_deterministic_ops": args.torch_deterministic,
+        "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",  # kernels that do not wait for each other run side by side
+        "xla_gpu_experimental_force_split_k": 1,  # these products are too small to be split into several kernels
+    }
+    options = gpu_options if jax.default_backend() == "gpu" else None
     return jax.jit(function, donate_argnums=0).lower(*examples).compile(compiler_options=options)
 
 

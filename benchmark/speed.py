@@ -71,7 +71,9 @@ def make_problem(args: Args) -> Problem:
 def run_torch(problem: Problem, deterministic: bool, function: Callable) -> None:
     """`deterministic` is torch's switch, on by default in the script, not in CleanRL."""
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # as the script sets it
     function()
+    torch.utils.deterministic.fill_uninitialized_memory = True
     if problem.device == "cuda":
         torch.cuda.synchronize()
 
