@@ -576,16 +576,13 @@ def main(args: Args) -> None:
         clone_behaviour(agent.actor, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
-    compile_adam = args.compile and device.type == "cuda"  # where torch's fused Adam keeps only a few processors busy
-    adam = partial(torch.optim.Adam, fused=not compile_adam, capturable=True)
+    adam = partial(torch.optim.Adam, fused=True, capturable=True)
     optimizers = {
         "actor": adam(agent.actor.parameters(), lr=args.policy_lr),
         "critic": adam(agent.critic.parameters(), lr=args.q_lr),
         "alpha": adam([agent.log_alpha], lr=args.policy_lr),
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
-    for optimizer in optimizers.values() if compile_adam else ():
-        optimizer.step = torch.compile(optimizer.step)
     parts = agent, dynamics, *optimizers.values()
     if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
         print("The checkpoint holds no model rollouts: rolling the model out anew")

@@ -143,16 +143,13 @@ def torch_loop(problem: Problem, flags: list[str]) -> tuple[dict[str, Callable],
     torch.manual_seed(1)
     agent = rambo.Agent(obs_dim, action_dim, args.alpha).to(device)
     dynamics = rambo.Dynamics(args.num_elites, obs_dim, action_dim, args.model_hidden_dim).to(device)
-    compile_adam = args.compile and problem.device == "cuda"
-    adam = partial(torch.optim.Adam, fused=not compile_adam, capturable=True)
+    adam = partial(torch.optim.Adam, fused=True, capturable=True)
     optimizers = {
         "actor": adam(agent.actor.parameters(), lr=args.policy_lr),
         "critic": adam(agent.critic.parameters(), lr=args.q_lr),
         "alpha": adam([agent.log_alpha], lr=args.policy_lr),
         "model": adam(dynamics.parameters(), lr=args.model_lr),
     }
-    for optimizer in optimizers.values() if compile_adam else ():
-        optimizer.step = torch.compile(optimizer.step)
     rows, obs_mean, obs_std = (torch.as_tensor(x, device=device) for x in (problem.rows, problem.obs_mean, problem.obs_std))
     shape = args.rollout_retain_iterations, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     buffer = torch.zeros(shape, device=device)
