@@ -551,8 +551,8 @@ def main(args: Args) -> None:
     # Agent, model, and the ring buffer of the last iterations' rollouts
     use_model = args.real_ratio < 1
     pretrain = use_model and not args.resume and not args.load_model
-    agent = Agent(obs_dim, action_dim, args.alpha).to(device)
     num_models = args.num_models if pretrain else args.num_elites
+    agent = Agent(obs_dim, action_dim, args.alpha).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
     retained = args.rollout_retain_iterations if use_model else 0
     buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)

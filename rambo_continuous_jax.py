@@ -655,10 +655,10 @@ def main(args: Args) -> None:
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
     pretrain = use_model and not args.resume and not args.load_model
+    num_models = args.num_models if pretrain else args.num_elites
 
     def init(key: Tensor) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
-        num_models = args.num_models if pretrain else args.num_elites
         dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim, nnx.Rngs(model_key))
         return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
 
@@ -756,13 +756,11 @@ def stack(trees: list):
 
 def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
-    gpu_options = {
-        "xla_gpu_deterministic_ops": args.torch_deterministic,
-        "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",  # kernels that do not wait for each other run side by side
-        "xla_gpu_experimental_force_split_k": 1,  # these products are too small to be split into several kernels
-    }
-    options = gpu_options if jax.default_backend() == "gpu" else None
-    return jax.jit(function, donate_argnums=0).lower(*examples).compile(compiler_options=options)
+    # On a GPU kernels that do not wait for each other run side by side, and small products are not split into several
+    options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT", "xla_gpu_experimental_force_split_k": 1}
+    options["xla_gpu_deterministic_ops"] = args.torch_deterministic
+    lowered = jax.jit(function, donate_argnums=0).lower(*examples)
+    return lowered.compile(compiler_options=options if jax.default_backend() == "gpu" else None)
 
 
 def split_seeds(args: Args) -> list[Args]:

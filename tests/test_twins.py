@@ -686,6 +686,12 @@ def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch)
         assert_same_run(one, Path(other), rtol=0)
 
 
+def test_the_compiler_knows_the_options_for_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    double = in_jax.compile_ahead(lambda x: 2 * x, in_jax.Args(), jnp.ones(3))  # an unknown name or value is an error
+    np.testing.assert_array_equal(double(jnp.ones(3)), 2)
+
+
 def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(three_seeds, beside_three_seeds, monkeypatch):
     original = in_jax.compile_ahead
 
