@@ -624,7 +624,7 @@ def choice_section(runs: Runs) -> str:
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
-def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Method, str]) -> None:
+def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Method, tuple]) -> None:
     """Thin: each seed, thick: their mean where all were evaluated; dotted: behaviour cloning. Without a column the score."""
     for (_, method), group in groups.items():
         curves = [(x, y) for x, y in (run.curve(column) if column else run.scores for run in group) if len(x)]
@@ -642,7 +642,9 @@ def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Me
     axis.grid(alpha=0.3)
 
 
-def save(figure: plt.Figure, methods: list[Method], styles: dict[Method, str], colors: dict[Method, str], path: Path) -> None:
+def save(
+    figure: plt.Figure, methods: list[Method], styles: dict[Method, str], colors: dict[Method, tuple], path: Path
+) -> None:
     handles = [plt.Line2D([], [], color=colors[method], linestyle=styles[method], label=method.name) for method in methods]
     figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(methods) < 4 else 2, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -651,21 +653,24 @@ def save(figure: plt.Figure, methods: list[Method], styles: dict[Method, str], c
 
 
 def draw_all(runs: Runs, folder: Path) -> None:
-    """learning_curves.png of all datasets; of each dataset DATASET.png: score, value gap and Q over its bound."""
-    methods = sorted({method for _, method in runs}, key=method_order)
+    """Of each dataset DATASET.png: score, value gap and Q over its bound; of all of them learning_curves.png, the scores of
+    behaviour cloning and of the methods that more than one dataset has."""
     styles = {method: ":" if is_behaviour_cloning(group[0].args) else "-" for (_, method), group in runs.items()}
-    colors = {method: f"C{i % 10}" for i, method in enumerate(methods)}
-    by_dataset = datasets(runs)
+    by_dataset, counts = datasets(runs), Counter(method for _, method in runs)
+    shared = {method for method in counts if counts[method] > 1 or styles[method] == ":" or len(by_dataset) == 1}
+    methods = sorted(counts, key=lambda method: (method not in shared, method_order(method)))
+    palette = [*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2]]
+    colors = {method: palette[i % 20] for i, method in enumerate(methods)}
     columns = 2 if len(by_dataset) == 4 else min(3, len(by_dataset))
     lines = math.ceil(len(by_dataset) / columns)
-    size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(methods) + 0.3)
+    size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(shared) + 0.3)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, facecolor="white", layout="constrained")
     for axis, (dataset, groups) in zip(axes.flat, by_dataset.items(), strict=False):
-        draw_panel(axis, groups, None, colors)
+        draw_panel(axis, {key: group for key, group in groups.items() if key[1] in shared}, None, colors)
         axis.set(title=dataset, ylabel="score")
     for axis in axes.flat[len(by_dataset) :]:
         axis.remove()
-    save(figure, methods, styles, colors, folder / "learning_curves.png")
+    save(figure, methods[: len(shared)], styles, colors, folder / "learning_curves.png")
     for dataset, groups in by_dataset.items():
         figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), facecolor="white", layout="constrained")
         trained = {key: group for key, group in groups.items() if styles[key[1]] == "-"}  # behaviour cloning has no critic

@@ -120,7 +120,7 @@ def test_numbers_in_the_text_on_runaway_values(runs):
     passing = [(log, run) for (log, _), group in runs.items() for run in group if run.bound_passed]
     gaps, below = [], 0
     for log, run in passing:
-        at = run.scores[0] == run.bound_passed
+        at = np.argmax(run.scores[0] >= run.bound_passed)  # the first evaluation since
         gaps.append(run.curve("charts/value_gap")[1][at].item())
         cloned = of(runs, log, "behaviour cloning, 50 epochs, JAX")
         below += run.scores[1][at].item() < np.mean([clone.mean_of_last for clone in cloned])
@@ -142,11 +142,28 @@ def test_numbers_in_the_text_on_runaway_values(runs):
         f"A gap of {missed.curve('charts/value_gap')[1][-1]:.0f} (Hopper medium-replay, seed 1) stays at {ratio:.2f}"
         in RUNAWAY
     )
-    short, long = [], []
+    short, hopper, walker = [], [], {}
     for (log, method), group in runs.items():
-        if method.pair and method.pair[0] > 5:
-            long += [run.bound_passed is not None for run in group]
+        passed = {run.seed: run.bound_passed is not None for run in group}
+        if method.pair and method.pair[0] > 5 and log.startswith("hopper"):
+            hopper += passed.values()
+        elif method.pair and method.pair[0] > 5:
+            walker[log, method] = passed
         elif method.pair and log in ("hopper-sbx-medium-v2", "walker2d-sbx-medium-v2"):
-            short += [run.bound_passed is not None for run in group]
-    assert long and not any(long) and "no run on any log passes it" in RUNAWAY
+            short += passed.values()
+    assert hopper and not any(hopper) and "no run on Hopper's logs passes it" in RUNAWAY
+    seeds = [seed for passed in walker.values() for seed, passes in passed.items() if passes]
+    text = f"medium log {len(seeds)} of {sum(map(len, walker.values()))} do (k = 20 and 50), all with seed 3."
+    assert text in RUNAWAY and set(seeds) == {3} and {log for log, _ in walker} == {"walker2d-sbx-medium-v2"}
     assert f"{sum(short)} of the {len(short)} runs with k = 5 do" in RUNAWAY
+
+
+def test_numbers_in_the_text_on_the_adversary(runs):
+    """Hopper medium, k = 20. The weight alone differs from lambda = 1e-9; lambda = 0 freezes the model as well."""
+    name = "RAMBO, k = 20, λ = {}, rollout_batch_size 12500, JAX"
+    weights = "1e-09", "0.0003", "0.03", "0"
+    off, paper, large, frozen = (of(runs, "hopper-sbx-medium-v2", name.format(weight)) for weight in weights)
+    p_paper, p_large, p_frozen = (report.p_value(*pair, 10_000) for pair in ((paper, off), (large, off), (paper, frozen)))
+    assert f"λ = 1e-9 give p = {p_paper} and {p_large}: no effect" in RESULTS
+    assert f"(λ = 0) has 64.8 ± 16.8; against it λ = 3e-4 has p = {p_frozen}." in RESULTS
+    assert f"with 3e-4\n  (p = {p_paper})" in (ROOT / "README.md").read_text(encoding="utf-8")
