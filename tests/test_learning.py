@@ -15,6 +15,7 @@ CLONING = "--total-iterations 0 --bc-epochs 20 --policy-lr 1e-3 --batch-size 256
 @pytest.fixture(autouse=True)
 def in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", "")  # here computing takes longer than compiling
 
 
 def train(script, tmp_path, *flags):

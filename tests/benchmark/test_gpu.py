@@ -64,5 +64,7 @@ def test_what_fails_or_has_no_time_is_said(tmp_path):
     assert code == 1 and "| torch-graphs | failed (" in summary and "no-such-flag" in summary
     code, summary = run_gpu(tmp_path / "b", "speed", BUDGET="0")
     assert code == 1 and "| speed | no time left |" in summary
-    code, message = run_gpu(tmp_path / "c", "fast")
+    code, summary = run_gpu(tmp_path / "c", "speed", BUDGET="1")  # what had begun by then counts
+    assert code == 0 and "| speed | stopped |" in summary and "failed" not in summary
+    code, message = run_gpu(tmp_path / "d", "fast")
     assert code == 1 and "no such step: fast" in message
