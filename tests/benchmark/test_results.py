@@ -165,5 +165,5 @@ def test_numbers_in_the_text_on_the_adversary(runs):
     off, paper, large, frozen = (of(runs, "hopper-sbx-medium-v2", name.format(weight)) for weight in weights)
     p_paper, p_large, p_frozen = (report.p_value(*pair, 10_000) for pair in ((paper, off), (large, off), (paper, frozen)))
     assert f"λ = 1e-9 give p = {p_paper} and {p_large}: no effect" in RESULTS
-    assert f"(λ = 0) has 64.8 ± 16.8; against it λ = 3e-4 has p = {p_frozen}." in RESULTS
+    assert f"(λ = 0, v1.0 on a CPU) has 64.8 ± 16.8; against it λ = 3e-4 has p = {p_frozen}." in RESULTS
     assert f"with 3e-4\n  (p = {p_paper})" in (ROOT / "README.md").read_text(encoding="utf-8")
