@@ -557,24 +557,26 @@ def test_a_diverging_value_function_stops_the_run_with_exit_code_3(script):
     assert "Mean of the last" not in process.stdout, "no score is announced for a diverged run"
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--model-lr", 1e30],
-        ["--policy-lr", 1e30],
-        ["--adv-weight", 1e38],
-        ["--q-lr", 1e20],
-        ["--policy-lr", 1e30, "--bc-epochs", 1, "--total-iterations", 0],
-        ["--policy-lr", 1e38, "--real-ratio", 1, "--total-iterations", 1, "--updates-per-iteration", 1],
-    ],
-)
-def test_other_ways_to_diverge(rambo, flags):
+def test_other_ways_to_diverge(rambo, subtests, tmp_path, monkeypatch):
     """The pretraining, the actor, the model, a critic that is not a number, the cloning, and the actor in the very last
     update, which no loss sees: each is noticed and marked."""
-    with pytest.raises(rambo.Diverged) as error:
-        run_here(rambo, *PENDULUM, *flags)
-    assert "diverged" in str(error.value) and "\n" not in str(error.value)
-    assert only_run().result["status"] == "diverged"
+    ways = [
+        "--model-lr 1e30",
+        "--policy-lr 1e30",
+        "--adv-weight 1e38",
+        "--q-lr 1e20",
+        "--policy-lr 1e30 --bc-epochs 1 --total-iterations 0",
+        "--policy-lr 1e38 --real-ratio 1 --total-iterations 1 --updates-per-iteration 1",
+    ]
+    for i, flags in enumerate(ways):
+        with subtests.test(flags=flags):
+            (tmp_path / str(i)).mkdir()
+            monkeypatch.chdir(tmp_path / str(i))
+            write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+            with pytest.raises(rambo.Diverged) as error:
+                run_here(rambo, *PENDULUM, *flags.split())
+            assert "diverged" in str(error.value) and "\n" not in str(error.value)
+            assert only_run().result["status"] == "diverged"
 
 
 def test_diverged_is_marked_as_well_when_rewards_blow_up(rambo):

@@ -1,0 +1,260 @@
+"""Does the critic see a fall coming, and does the model?
+
+    python benchmark/falls.py runs/hopper-medium-v2__rambo_continuous_jax__1__1700000000
+
+Plays the episodes of an evaluation with the policy of a run's last checkpoint (of either script). Compares, state by state,
+the critic's value with the discounted return that follows, with what the learned model says (the share of its rollouts from
+there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
+pass through, in the log's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png. Given
+such a CSV file it only prints and draws.
+"""
+
+import csv
+import json
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from flax import nnx
+from report import read_csv, table
+from scipy.spatial import KDTree
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import rambo_continuous_jax as rambo
+from rambo_continuous_jax import Agent, Dynamics, InputError
+
+HORIZON = 10  # steps in which the model foresees a fall
+BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
+COLUMNS = "episode step terminated reward value return_to_go model_falls distance usual_distance".split()
+
+
+@dataclass
+class Args:
+    source: tyro.conf.Positional[Path]
+    """a run folder with a checkpoint, or a CSV file of this program"""
+    dataset_path: Path | None = None
+    """the log, if it is not where the run found it"""
+    output: Path | None = None
+    """the CSV file"""
+    figure: Path | None = None
+    """the picture; the default has the CSV file's name"""
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds, and the dataset and arguments of its run."""
+
+    args: rambo.Args
+    dataset: rambo.Dataset
+    agent: Agent
+    dynamics: Dynamics
+    numpy_agent: rambo.NumpyAgent
+    iteration: int
+
+
+def load_run(folder: Path, dataset_path: Path | None) -> Trained:
+    """Raises InputError."""
+    with rambo.explain(f"{folder} is no run folder with a checkpoint"):
+        saved = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        args = rambo.Args(**{key: value for key, value in saved.items() if key not in ("compile", "cudagraphs")})
+        if (folder / "checkpoint.npz").exists():
+            with np.load(folder / "checkpoint.npz", allow_pickle=False) as file:
+                arrays = dict(file)
+        else:
+            import torch
+
+            checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+            parts = zip(("agent", "dynamics"), checkpoint["states"], strict=False)
+            arrays = {f"{part}.{name}": np.asarray(array) for part, state in parts for name, array in state.items()}
+            arrays["iteration"] = checkpoint["iteration"]
+    if args.real_ratio == 1:
+        raise InputError(f"{folder}: that run has no model")
+    path = str(dataset_path or args.dataset_path or "") or None
+    dataset = rambo.load_dataset(args.env_id, path, rambo.make_env(args.env_id, args.d4rl_physics))
+    agent = rambo.init_agent(jax.random.PRNGKey(0), dataset.obs_dim, dataset.action_dim, args.alpha)
+    dynamics = Dynamics(args.num_elites, dataset.obs_dim, dataset.action_dim, args.model_hidden_dim, nnx.Rngs(0))
+    with rambo.explain(f"{folder}: its checkpoint does not fit the dataset"):
+        of_agent = {name.removeprefix("agent."): array for name, array in arrays.items() if name.startswith("agent.")}
+        agent = rambo.from_numpy(of_agent, agent)
+        dynamics = rambo.from_numpy({name.removeprefix("dynamics."): array for name, array in arrays.items()}, dynamics)
+    numpy_agent = rambo.NumpyAgent(of_agent, dataset.obs_mean, dataset.obs_std)
+    return Trained(args, dataset, agent, dynamics, numpy_agent, int(arrays["iteration"]))
+
+
+class Episode(NamedTuple):
+    observations: np.ndarray  # [T, O], un-normalised
+    rewards: np.ndarray  # [T]
+    terminated: bool  # else the time was up
+    returns_to_go: np.ndarray  # [T], discounted; after a time limit the critic's value stands for the rest
+
+
+def returns_to_go(rewards: np.ndarray, rest: float, gamma: float) -> np.ndarray:
+    """Discounted return from each step on, [T], when `rest` is worth what comes after the last."""
+    result = np.append(np.zeros(len(rewards)), rest)
+    for step in reversed(range(len(rewards))):
+        result[step] = rewards[step] + gamma * result[step + 1]
+    return result[:-1]
+
+
+def play(run: Trained) -> list[Episode]:
+    """The episodes with which the run evaluates its last checkpoint."""
+    env = rambo.make_env(run.args.env_id, run.args.d4rl_physics)
+    low, high = env.action_space.low, env.action_space.high
+    episodes = []
+    for seed in np.random.SeedSequence([run.args.seed, run.iteration]).generate_state(run.args.eval_episodes).tolist():
+        observation, _ = env.reset(seed=seed)
+        observations, rewards, terminated, truncated = [], [], False, False
+        while not terminated and not truncated:
+            observations.append(observation)
+            action = np.clip(low + (run.numpy_agent.mode(observation[None])[0] + 1) / 2 * (high - low), low, high)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(float(reward))
+        rest = 0.0 if terminated else run.numpy_agent.value(observation[None]).item()
+        values = returns_to_go(np.array(rewards), rest, run.args.gamma)
+        episodes.append(Episode(np.array(observations), np.array(rewards), terminated, values))
+    return episodes
+
+
+def termination(run: Trained):
+    """The environment's rule for normalised observations."""
+    rule = rambo.termination_rule(rambo.make_env(run.args.env_id, run.args.d4rl_physics))
+    return lambda observations: rule(observations * run.dataset.obs_std + run.dataset.obs_mean)
+
+
+def model_falls(run: Trained, states: np.ndarray, samples: int = 20) -> np.ndarray:
+    """Share of the model's rollouts from normalised states [T, O] that end within HORIZON steps, [T]."""
+    terminated, num_elites = termination(run), run.args.num_elites
+
+    @jax.jit
+    def share(states: jax.Array, key: jax.Array) -> jax.Array:
+        def step(carry: tuple, key: jax.Array) -> tuple:
+            observations, fallen = carry  # [E, T * samples, ...]: each rollout stays in one elite
+            mean, log_var = run.dynamics(observations, run.agent.actor.mode(observations))
+            sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
+            observations = observations + jnp.where(fallen[..., None], 0, sample[..., :-1])
+            return (observations, fallen | terminated(observations)), None
+
+        observations = jnp.broadcast_to(jnp.repeat(states, samples, 0), (num_elites, len(states) * samples, states.shape[1]))
+        carry = observations, jnp.zeros(observations.shape[:2], bool)
+        (_, fallen), _ = jax.lax.scan(step, carry, jax.random.split(key, HORIZON))
+        return fallen.reshape(num_elites, len(states), samples).mean((0, 2))
+
+    return np.asarray(share(jnp.asarray(states, jnp.float32), jax.random.PRNGKey(0)))
+
+
+def rollout_states(run: Trained, seed: int) -> np.ndarray:
+    """The normalised states that the rollouts of one iteration pass through, [N, O]."""
+    rows, terminated = jnp.asarray(run.dataset.rows), termination(run)
+    rollout = jax.jit(partial(rambo.rollout_models, terminated=terminated, args=run.args))
+    rollouts, _ = rollout(run.agent, run.dynamics, rows, jax.random.PRNGKey(seed))
+    return np.asarray(rollouts[:, : run.dataset.obs_dim])
+
+
+def measure(run: Trained) -> list[dict]:
+    """A row for each state of each episode."""
+    tree = KDTree(rollout_states(run, 0))
+    others = rollout_states(run, 1)
+    usual, _ = tree.query(others[:: max(len(others) // 1000, 1)])
+    rows = []
+    for i, episode in enumerate(play(run)):
+        states = (episode.observations - run.dataset.obs_mean) / run.dataset.obs_std
+        values, falls = run.numpy_agent.value(episode.observations), model_falls(run, states)
+        columns = episode.rewards, values, episode.returns_to_go, falls, tree.query(states)[0]
+        for step, numbers in enumerate(zip(*columns, strict=True)):
+            texts = [f"{number:.4g}" for number in (*numbers, np.median(usual))]
+            rows.append(dict(zip(COLUMNS, [i, step, int(episode.terminated), *texts], strict=True)))
+    return rows
+
+
+def episodes_of(rows: list[dict]) -> list[dict[str, np.ndarray]]:
+    """The columns of each episode."""
+    episodes = defaultdict(list)
+    for row in rows:
+        episodes[row["episode"]].append(row)
+    return [{key: np.array([float(row[key]) for row in group]) for key in COLUMNS} for group in episodes.values()]
+
+
+def summary(rows: list[dict]) -> str:
+    """How many episodes end in a fall, and medians over these at so many steps before it."""
+    episodes = episodes_of(rows)
+    falls = [episode for episode in episodes if episode["terminated"][0]]
+    if not falls:
+        return f"None of {len(episodes)} episodes ends in a fall."
+    blind = sum(episode["value"][-1] > 10 * episode["reward"][-1] for episode in falls)
+    length = np.median([len(episode["step"]) for episode in falls])
+    text = f"{len(falls)} of {len(episodes)} episodes end in a fall, after {length:.0f} steps (median). "
+    text += f"In {blind} of them the critic gives the last state more than ten times what it is worth.\n\n"
+    header = ["steps before the fall", "critic's value", "discounted return", f"the model falls within {HORIZON} steps"]
+    header.append(f"distance to the rollouts (usual: {falls[0]['usual_distance'][0]:.2g})")
+    lines = []
+    for before in BEFORE:
+        at = [{key: column[-before] for key, column in episode.items()} for episode in falls if len(episode["step"]) >= before]
+        if at:
+            value, following, model, distance = (
+                np.median([state[key] for state in at]) for key in ("value", "return_to_go", "model_falls", "distance")
+            )
+            lines.append([str(before), f"{value:.0f}", f"{following:.0f}", f"{model:.0%}", f"{distance:.2f}"])
+    return text + table(header, lines)
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), facecolor="white", layout="constrained")
+    for episode in episodes_of(rows):
+        last = slice(-120, None)
+        time = (episode["step"] - len(episode["step"]))[last]
+        style = dict(linewidth=1.2, alpha=0.7, linestyle="-" if episode["terminated"][0] else ":")
+        axes[0].plot(time, episode["value"][last], color="#c0392b", **style)
+        axes[0].plot(time, episode["return_to_go"][last], color="#333333", **style)
+        axes[1].plot(time, episode["model_falls"][last], color="#2471a3", **style)
+        axes[2].plot(time, episode["distance"][last], color="#d68910", **style)
+        usual = episode["usual_distance"][0]
+    axes[0].legend(
+        handles=[plt.Line2D([], [], color=c, label=t) for c, t in (("#c0392b", "critic"), ("#333333", "what follows"))],
+        frameon=False,
+    )
+    axes[2].axhline(usual, color="black", linestyle="--", linewidth=1)
+    axes[2].annotate("usual for a rollout's state", (0.02, usual), (0, 4), ("axes fraction", "data"), "offset points")
+    axes[0].set(title="discounted return from here", ylim=(0, None))
+    axes[1].set(title=f"the model falls within {HORIZON} steps", ylim=(-0.03, 1.03))
+    axes[2].set(title="distance to the nearest state of the rollouts", ylim=(0, None))
+    for axis in axes:
+        axis.set_xlabel("steps before the end")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    sys.stdout.reconfigure(encoding="utf-8")
+    if args.source.suffix == ".csv":
+        rows, path = read_csv(args.source), args.source
+    else:
+        rows, path = measure(load_run(args.source, args.dataset_path)), args.output or args.source / "falls.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    if not rows:
+        raise InputError(f"{args.source} holds no episode")
+    print(summary(rows))
+    draw(rows, args.figure or path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except (InputError, OSError) as problem:
+        sys.exit(f"error: {problem}")

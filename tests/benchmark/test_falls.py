@@ -1,0 +1,77 @@
+"""benchmark/falls.py: what it measures on a tiny run of each script, its table, its picture, refusals."""
+
+import falls
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, read_csv, run_here, run_script
+
+import rambo_continuous_jax
+
+SCRIPT = ROOT / "benchmark" / "falls.py"
+
+
+def row(episode: int, step: int, terminated: int, value: float, following: float) -> dict[str, str]:
+    numbers = episode, step, terminated, 3.0, value, following, 0.25, 0.5, 0.3
+    return dict(zip(falls.COLUMNS, map(str, numbers), strict=True))
+
+
+def test_a_checkpoint_of_either_script(rambo, tmp_path, monkeypatch):
+    """The values are the critic's, the returns those of the evaluation's episodes, the picture that of the CSV."""
+    monkeypatch.chdir(tmp_path)
+    folder = run_here(rambo, "--env-id", "hopper-mini-v2", *TINY, "--no-cuda")
+    falls.main(falls.Args(folder))
+    run, rows = falls.load_run(folder, None), read_csv(folder / "falls.csv")
+    assert list(rows[0]) == falls.COLUMNS
+    episodes = falls.episodes_of(rows)
+    assert len(episodes) == run.args.eval_episodes == 2 and run.iteration == 2
+    evaluated = [float(x) for x in read_csv(folder / "evaluations.csv")[-1]["episodic_returns"].split()]
+    assert np.allclose([episode["reward"].sum() for episode in episodes], evaluated, rtol=1e-3)
+    for episode, played in zip(episodes, falls.play(run), strict=True):
+        assert episode["terminated"].all() and len(episode["step"]) == len(played.rewards) < 1000
+        states = (played.observations - run.dataset.obs_mean) / run.dataset.obs_std
+        values = np.min(run.agent.critic(states, run.agent.actor.mode(states)), 0)
+        assert np.allclose(episode["value"], values, rtol=1e-3, atol=1e-3)
+        discounted = (run.args.gamma ** np.arange(len(played.rewards)) * played.rewards).sum()
+        assert episode["return_to_go"][0] == pytest.approx(discounted, rel=1e-3)
+        assert episode["return_to_go"][-1] == pytest.approx(played.rewards[-1], rel=1e-3)
+        assert (episode["distance"] > 0).all()
+
+    states = np.repeat(run.dataset.rows[:1, : run.dataset.obs_dim], 2, 0)
+    states[1, 1] = (0.5 - run.dataset.obs_mean[1]) / run.dataset.obs_std[1]  # an episode ends where Hopper leans by 0.2
+    upright, leaning = falls.model_falls(run, states)
+    assert leaning > 0.9 and 0 <= upright <= leaning
+
+    again = tmp_path / "again.png"
+    falls.main(falls.Args(folder / "falls.csv", figure=again))
+    assert again.read_bytes() == (folder / "falls.png").read_bytes()
+
+
+def test_the_table_counts_the_falls_that_the_critic_does_not_see():
+    blind = [row(0, step, 1, 300.0, 9.0 - 3 * step) for step in range(3)]
+    seen = [row(1, step, 1, 10.0, 9.0 - 3 * step) for step in range(3)]
+    standing = [row(2, step, 0, 300.0, 300.0) for step in range(5)]
+    text = falls.summary(blind + seen + standing)
+    assert "2 of 3 episodes end in a fall, after 3 steps (median). In 1 of them" in text
+    assert text.endswith("| 1 | 155 | 3 | 25% | 0.50 |")
+    assert falls.summary(standing) == "None of 1 episodes ends in a fall."
+    # after a time limit the critic's value stands for what would follow
+    assert falls.returns_to_go(np.array([1.0, 2.0]), 4.0, 0.5).tolist() == [3.0, 4.0]
+
+
+def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--env-id", "hopper-mini-v2", *TINY, "--no-cuda"
+    folder = run_here(rambo_continuous_jax, *flags)
+    result = run_script(SCRIPT, folder)
+    assert result.returncode == 0, result.stderr
+    assert "2 of 2 episodes end in a fall" in result.stdout
+    (folder / "checkpoint.npz").unlink()
+    result = run_script(SCRIPT, folder)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ") and "no run folder with a checkpoint" in result.stderr
+    (folder / "falls.csv").write_text(",".join(falls.COLUMNS) + "\n")
+    with pytest.raises(falls.InputError, match="holds no episode"):
+        falls.main(falls.Args(folder / "falls.csv"))
+    with pytest.raises(falls.InputError, match="that run has no model"):
+        falls.main(falls.Args(run_here(rambo_continuous_jax, *flags, "--real-ratio", "1")))
