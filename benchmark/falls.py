@@ -6,7 +6,8 @@ Plays the episodes of an evaluation with the policy of a run's last checkpoint (
 the critic's value with the discounted return that follows, with what the learned model says (the share of its rollouts from
 there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
 pass through, in the log's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png. Given
-such a CSV file it only prints and draws.
+such a CSV file it only prints and draws. Given a log of published runs (LOG.csv) it prints what falls cost: the discounted
+return of evaluations by their score, after the first 100 iterations.
 """
 
 import csv
@@ -36,13 +37,14 @@ from rambo_continuous_jax import Agent, Dynamics, InputError
 
 HORIZON = 10  # steps in which the model foresees a fall
 BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
+SCORES = (0, 20, 30, 45, 85, 120)  # where the rows of the other table begin and end
 COLUMNS = "episode step terminated reward value return_to_go model_falls distance usual_distance".split()
 
 
 @dataclass
 class Args:
     source: tyro.conf.Positional[Path]
-    """a run folder with a checkpoint, or a CSV file of this program"""
+    """a run folder with a checkpoint, a CSV file of this program, or a log of published runs"""
     dataset_path: Path | None = None
     """the log, if it is not where the run found it"""
     output: Path | None = None
@@ -207,6 +209,22 @@ def summary(rows: list[dict]) -> str:
     return text + table(header, lines)
 
 
+def score_table(rows: list[dict]) -> str:
+    """Discounted returns of evaluations by their score."""
+    keys = "charts/normalized_score", "charts/episodic_length", "charts/discounted_return"
+    evaluated = [row for row in rows if row["charts/normalized_score"] and int(row["iteration"]) > 100]
+    score, length, discounted = np.array([[float(row[key]) for key in keys] for row in evaluated]).T
+    lines = []
+    for low, high in zip(SCORES, SCORES[1:], strict=False):
+        those = (low <= score) & (score < high)
+        if those.any():
+            medians = [f"{np.median(values[those]):.0f}" for values in (length, discounted)]
+            spread = "{:.0f} to {:.0f}".format(*np.percentile(discounted[those], [10, 90]))
+            lines.append([f"{low} to {high}", str(those.sum()), *medians, spread])
+    header = ["score", "evaluations", "steps of an episode (median)", "discounted return (median)", "80 % of them"]
+    return table(header, lines)
+
+
 def draw(rows: list[dict], path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), facecolor="white", layout="constrained")
     for episode in episodes_of(rows):
@@ -249,6 +267,9 @@ def main(args: Args) -> None:
             writer.writerows(rows)
     if not rows:
         raise InputError(f"{args.source} holds no episode")
+    if "charts/discounted_return" in rows[0]:
+        print(score_table(rows))
+        return
     print(summary(rows))
     draw(rows, args.figure or path.with_suffix(".png"))
 

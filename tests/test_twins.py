@@ -422,15 +422,18 @@ def test_rollouts_are_the_same(agents, ensembles, same_draws):
     assert 0 < rollouts[:, -1].sum() < len(rollouts), "this test needs some rows that terminate"
 
 
-def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions():
+def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions(monkeypatch):
+    """Also on a GPU, where several updates are one step of the loop."""
     names = ["losses/qf_loss", "losses/max_abs_qf_value", "model/log_prob"]
     history = np.random.default_rng(11).normal(size=(5, len(names))).astype(np.float32)
     theirs = in_torch.summarize(names, list(to_torch(history)))
     update = lambda carry, values: (carry + 1, dict(zip(names, values, strict=True)))  # noqa: E731
-    carry, mine = jax.jit(partial(in_jax.scan_updates, update))(0, jnp.asarray(history))
-    assert carry == 5
     expected = dict(zip(names, (history[:, 0].mean(), history[:, 1].max(), history[:, 2].mean()), strict=True))
-    assert theirs == pytest.approx(expected) and mine == pytest.approx(expected)
+    assert theirs == pytest.approx(expected)
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        carry, mine = jax.jit(partial(in_jax.scan_updates, update))(0, jnp.asarray(history))
+        assert carry == 5 and mine == pytest.approx(expected)
 
 
 def pretrain_both(ensembles, rows, num_holdout, compile_ahead, **changes):

@@ -58,6 +58,14 @@ def test_the_table_counts_the_falls_that_the_critic_does_not_see():
     assert falls.returns_to_go(np.array([1.0, 2.0]), 4.0, 0.5).tolist() == [3.0, 4.0]
 
 
+def test_what_falls_cost():
+    """Evaluations after iteration 100 by their score."""
+    keys = "iteration", "charts/normalized_score", "charts/episodic_length", "charts/discounted_return"
+    numbers = [(100, 25, 1, 1), (110, 25, 300, 250), (120, 29, 302, 260), (121, "", "", ""), (130, 99, 1000, 270)]
+    lines = falls.score_table([dict(zip(keys, map(str, row), strict=True)) for row in numbers]).splitlines()
+    assert lines[2:] == ["| 20 to 30 | 2 | 301 | 255 | 251 to 259 |", "| 85 to 120 | 1 | 1000 | 270 | 270 to 270 |"]
+
+
 def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--env-id", "hopper-mini-v2", *TINY, "--no-cuda"

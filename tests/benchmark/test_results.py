@@ -12,6 +12,7 @@ from conftest import ROOT, run_script
 from PIL import Image
 
 pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
+import falls
 import report
 
 BENCHMARK = ROOT / "benchmark"
@@ -19,6 +20,7 @@ LOGS = sorted(path for path in (BENCHMARK / "results").glob("*.csv"))
 REPORT = (BENCHMARK / "results" / "report.md").read_text(encoding="utf-8")
 RESULTS = (BENCHMARK / "results.md").read_text(encoding="utf-8")
 RUNAWAY = (BENCHMARK / "runaway_values.md").read_text(encoding="utf-8")
+LENGTH = (BENCHMARK / "paper_length.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,43 @@ def test_the_command_in_runaway_values_md_makes_its_table_and_figure_again(tmp_p
     assert result.returncode == 0, result.stderr
     assert f"<!-- passing runs -->\n\n{result.stdout.strip()}\n\n<!-- end -->" in RUNAWAY
     assert same_picture("runaway_values.png", tmp_path)
+
+
+def test_the_commands_in_paper_length_md_make_its_tables_and_figures_again(tmp_path, monkeypatch):
+    shutil.copytree(BENCHMARK, tmp_path / "benchmark", ignore=shutil.ignore_patterns("figures", "datasets"))
+    for name in ("rambo_continuous.py", "rambo_continuous_jax.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    page = tmp_path / "benchmark" / "paper_length.md"
+    page.write_text(re.sub(r"^\| (mean|RAMBO).*\n", "", LENGTH, flags=re.M), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    results = []
+    for command in re.findall(r"^python (benchmark/(?:report|falls).py .*)$", LENGTH, re.M):
+        results.append(run_script(*command.split()))
+        assert results[-1].returncode == 0, results[-1].stderr
+    assert page.read_text(encoding="utf-8") == LENGTH
+    _, scores, last = (result.stdout.strip() for result in results)
+    assert f"<!-- scores -->\n\n{scores}\n\n<!-- end -->" in LENGTH
+    assert f"<!-- falls -->\n\n{last}\n\n<!-- end -->" in LENGTH
+    for name in ("falls.png", "paper_length/hopper-sbx-full-replay-v2.png"):
+        assert same_picture(name, tmp_path / "benchmark" / "figures"), name
+
+
+def test_numbers_in_the_text_on_the_paper_length_run():
+    (run,) = report.read(BENCHMARK / "results" / "paper_length")
+    iterations, scores = run.scores
+    means = [scores[(start <= iterations) & (iterations < start + 200)].mean() for start in range(0, 2000, 200)]
+    assert "is {}, {}, {}, {}, {}, {}, {}, {}, {} and {}.".format(*(f"{mean:.0f}" for mean in means)) in LENGTH
+    best = scores.argmax()
+    text = f"reach {scores[best]:.0f} (iteration {iterations[best]}), with {scores[best + 1]:.0f} ten iterations later."
+    assert text in LENGTH and iterations[best + 1] == iterations[best] + 10
+    gaps = np.abs(run.curve("charts/value_gap")[1] / run.curve("charts/discounted_return")[1])[iterations > 100]
+    assert f"it is off by {np.median(gaps):.0%} (median)".replace("%", " %") in LENGTH
+    assert f"(at most {report.largest_ratios([run])[0]:.2f} of its" in LENGTH
+    _, errors = run.curve("model/holdout_mse")
+    assert f"error falls from {errors[0]:.4f} to {errors[-1]:.4f}" in LENGTH
+    for name, text in (("falls_1100", "was blind in 2 of 10 falls"), ("falls_bundled_log", "torch, seed 1) in 0 of 10")):
+        found = falls.summary(report.read_csv(BENCHMARK / "results" / "paper_length" / f"{name}.csv"))
+        assert found.startswith("10 of 10") and f"In {text.split(' in ')[1][0]} of them" in found and text in LENGTH
 
 
 def test_every_log_is_on_the_page_with_its_table_and_figure():
@@ -90,7 +129,7 @@ def test_the_rewards_of_the_bundled_log_are_its_own():
 
 def test_every_mean_and_std_of_the_pages_is_in_the_report():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Results\n")[1].split("\n## ")[0]
-    found = re.findall(r"-?\d[\d.e+]* ± \d[\d.e+]*\d", (readme + RESULTS + RUNAWAY).replace("−", "-"))
+    found = re.findall(r"-?\d[\d.e+]* ± \d[\d.e+]*\d", (readme + RESULTS + RUNAWAY + LENGTH).replace("−", "-"))
     assert len(found) > 80
     missing = [value for value in found if not re.search(rf"(?<![\d.-]){re.escape(value)}(?![\d.])", REPORT)]
     assert missing == []
