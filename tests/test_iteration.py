@@ -77,7 +77,7 @@ def trace_torch(folder, *flags):
     return Trace(calls=calls, buffer=buffer, rows=np.random.default_rng(0).permutation(dataset.rows))
 
 
-def scan(step, carry, xs):
+def scan(step, carry, xs, unroll=1):
     """jax.lax.scan as a loop in Python."""
     xs, results = jax.device_get(xs), []
     for i in range(len(jax.tree.leaves(xs)[0])):
