@@ -167,13 +167,15 @@ def measure(run: Trained) -> list[dict]:
     tree = KDTree(rollout_states(run, 0))
     others = rollout_states(run, 1)
     usual, _ = tree.query(others[:: max(len(others) // 1000, 1)])
-    rows = []
-    for i, episode in enumerate(play(run)):
-        states = (episode.observations - run.dataset.obs_mean) / run.dataset.obs_std
-        values, falls = run.numpy_agent.value(episode.observations), model_falls(run, states)
-        columns = episode.rewards, values, episode.returns_to_go, falls, tree.query(states)[0]
-        for step, numbers in enumerate(zip(*columns, strict=True)):
-            texts = [f"{number:.4g}" for number in (*numbers, np.median(usual))]
+    episodes = play(run)
+    observations = np.concatenate([episode.observations for episode in episodes])
+    states = (observations - run.dataset.obs_mean) / run.dataset.obs_std
+    measured = run.numpy_agent.value(observations), model_falls(run, states), tree.query(states)[0]
+    states_left, rows = zip(*measured, strict=True), []
+    for i, episode in enumerate(episodes):
+        for step, (reward, following) in enumerate(zip(episode.rewards, episode.returns_to_go, strict=True)):
+            value, falls, distance = next(states_left)
+            texts = [f"{number:.4g}" for number in (reward, value, following, falls, distance, np.median(usual))]
             rows.append(dict(zip(COLUMNS, [i, step, int(episode.terminated), *texts], strict=True)))
     return rows
 

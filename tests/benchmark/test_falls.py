@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, read_csv, run_here, run_script
 
-import rambo_continuous_jax
+import rambo_continuous
 
 SCRIPT = ROOT / "benchmark" / "falls.py"
 
@@ -69,11 +69,11 @@ def test_what_falls_cost():
 def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--env-id", "hopper-mini-v2", *TINY, "--no-cuda"
-    folder = run_here(rambo_continuous_jax, *flags)
+    folder = run_here(rambo_continuous, *flags)
     result = run_script(SCRIPT, folder)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 episodes end in a fall" in result.stdout
-    (folder / "checkpoint.npz").unlink()
+    (folder / "checkpoint.pt").unlink()
     result = run_script(SCRIPT, folder)
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
@@ -82,4 +82,4 @@ def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     with pytest.raises(falls.InputError, match="holds no episode"):
         falls.main(falls.Args(folder / "falls.csv"))
     with pytest.raises(falls.InputError, match="that run has no model"):
-        falls.main(falls.Args(run_here(rambo_continuous_jax, *flags, "--real-ratio", "1")))
+        falls.main(falls.Args(run_here(rambo_continuous, *flags, "--real-ratio", "1")))
