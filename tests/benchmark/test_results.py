@@ -89,9 +89,17 @@ def test_numbers_in_the_text_on_the_paper_length_run():
     assert f"(at most {report.largest_ratios([run])[0]:.2f} of its" in LENGTH
     _, errors = run.curve("model/holdout_mse")
     assert f"error falls from {errors[0]:.4f} to {errors[-1]:.4f}" in LENGTH
-    for name, text in (("falls_1100", "was blind in 2 of 10 falls"), ("falls_bundled_log", "torch, seed 1) in 0 of 10")):
-        found = falls.summary(report.read_csv(BENCHMARK / "results" / "paper_length" / f"{name}.csv"))
-        assert found.startswith("10 of 10") and f"In {text.split(' in ')[1][0]} of them" in found and text in LENGTH
+    folder = BENCHMARK / "results" / "paper_length"
+    for name, blind, text in (
+        ("falls_1100", 2, "was blind in 2 of 10 falls"),
+        ("falls_bundled_log", 0, "torch, seed 1) in 0 of 10"),
+        ("falls_k20", 0, "after 390 steps instead of 181, but the critic is blind in 0 of 10 falls"),
+    ):
+        found = falls.summary(report.read_csv(folder / f"{name}.csv"))
+        assert found.startswith("10 of 10") and f"In {blind} of them" in found and text in LENGTH
+    assert "after 390 steps (median)" in found and "| 10 | 38 | 47 |" in found and "it promises 38 where 47 follow" in LENGTH
+    longer = [float(row["charts/normalized_score"]) for row in report.read_csv(folder / "k20_evaluations.csv")][-10:]
+    assert f"is {np.mean(longer):.1f} instead of\n{run.mean_of_last:.1f} (" in LENGTH
 
 
 def test_every_log_is_on_the_page_with_its_table_and_figure():
