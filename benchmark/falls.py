@@ -7,7 +7,7 @@ the critic's value with the discounted return that follows, with what the learne
 there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
 pass through, in the log's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png. Given
 such a CSV file it only prints and draws. Given a log of published runs (LOG.csv) it prints what falls cost: the discounted
-return of evaluations by their score, after the first 100 iterations.
+return of evaluations by their score.
 """
 
 import csv
@@ -37,7 +37,7 @@ from rambo_continuous_jax import Agent, Dynamics, InputError
 
 HORIZON = 10  # steps in which the model foresees a fall
 BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
-SCORES = (0, 20, 30, 45, 85, 120)  # where the rows of the other table begin and end
+SCORES = (20, 30, 45, 85)  # where the rows of the other table end
 COLUMNS = "episode step terminated reward value return_to_go model_falls distance usual_distance".split()
 
 
@@ -51,6 +51,8 @@ class Args:
     """the CSV file"""
     figure: Path | None = None
     """the picture; the default has the CSV file's name"""
+    after: int = 20
+    """of a log of published runs: evaluations up to this iteration do not count"""
 
 
 class Trained(NamedTuple):
@@ -211,18 +213,21 @@ def summary(rows: list[dict]) -> str:
     return text + table(header, lines)
 
 
-def score_table(rows: list[dict]) -> str:
-    """Discounted returns of evaluations by their score."""
+def score_table(rows: list[dict], after: int) -> str:
+    """Discounted returns of evaluations after that iteration by their score. Raises InputError if there are none."""
     keys = "charts/normalized_score", "charts/episodic_length", "charts/discounted_return"
-    evaluated = [row for row in rows if row["charts/normalized_score"] and int(row["iteration"]) > 100]
+    evaluated = [row for row in rows if row[keys[0]] not in ("", "nan") and int(row["iteration"]) > after]
+    if not evaluated:
+        raise InputError(f"no evaluation with a normalised score after iteration {after}: see --after")
     score, length, discounted = np.array([[float(row[key]) for key in keys] for row in evaluated]).T
     lines = []
-    for low, high in zip(SCORES, SCORES[1:], strict=False):
+    for low, high in zip((-np.inf, *SCORES), (*SCORES, np.inf), strict=True):
         those = (low <= score) & (score < high)
+        name = f"below {high}" if low < 0 else f"above {low}" if high > 1e9 else f"{low} to {high}"
         if those.any():
             medians = [f"{np.median(values[those]):.0f}" for values in (length, discounted)]
             spread = "{:.0f} to {:.0f}".format(*np.percentile(discounted[those], [10, 90]))
-            lines.append([f"{low} to {high}", str(those.sum()), *medians, spread])
+            lines.append([name, str(those.sum()), *medians, spread])
     header = ["score", "evaluations", "steps of an episode (median)", "discounted return (median)", "80 % of them"]
     return table(header, lines)
 
@@ -260,6 +265,8 @@ def main(args: Args) -> None:
     sys.stdout.reconfigure(encoding="utf-8")
     if args.source.suffix == ".csv":
         rows, path = read_csv(args.source), args.source
+        if rows and not {*COLUMNS} <= {*rows[0]} and "charts/discounted_return" not in rows[0]:
+            raise InputError(f"{args.source} is neither a file of this program nor a log of published runs")
     else:
         rows, path = measure(load_run(args.source, args.dataset_path)), args.output or args.source / "falls.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -270,7 +277,7 @@ def main(args: Args) -> None:
     if not rows:
         raise InputError(f"{args.source} holds no episode")
     if "charts/discounted_return" in rows[0]:
-        print(score_table(rows))
+        print(score_table(rows, args.after))
         return
     print(summary(rows))
     draw(rows, args.figure or path.with_suffix(".png"))

@@ -59,11 +59,17 @@ def test_the_table_counts_the_falls_that_the_critic_does_not_see():
 
 
 def test_what_falls_cost():
-    """Evaluations after iteration 100 by their score."""
+    """Evaluations after iteration 100 by their score; a log without any is refused."""
     keys = "iteration", "charts/normalized_score", "charts/episodic_length", "charts/discounted_return"
     numbers = [(100, 25, 1, 1), (110, 25, 300, 250), (120, 29, 302, 260), (121, "", "", ""), (130, 99, 1000, 270)]
-    lines = falls.score_table([dict(zip(keys, map(str, row), strict=True)) for row in numbers]).splitlines()
-    assert lines[2:] == ["| 20 to 30 | 2 | 301 | 255 | 251 to 259 |", "| 85 to 120 | 1 | 1000 | 270 | 270 to 270 |"]
+    rows = [dict(zip(keys, map(str, row), strict=True)) for row in [*numbers, (140, -5, 9, 4), (150, "nan", 1, 1)]]
+    assert falls.score_table(rows, 100).splitlines()[2:] == [
+        "| below 20 | 1 | 9 | 4 | 4 to 4 |",
+        "| 20 to 30 | 2 | 301 | 255 | 251 to 259 |",
+        "| above 85 | 1 | 1000 | 270 | 270 to 270 |",
+    ]
+    with pytest.raises(falls.InputError, match="after iteration 140: see --after"):
+        falls.score_table(rows, 140)
 
 
 def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
@@ -80,6 +86,9 @@ def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     assert result.stderr.startswith("error: ") and "no run folder with a checkpoint" in result.stderr
     (folder / "falls.csv").write_text(",".join(falls.COLUMNS) + "\n")
     with pytest.raises(falls.InputError, match="holds no episode"):
+        falls.main(falls.Args(folder / "falls.csv"))
+    (folder / "falls.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(falls.InputError, match="neither a file of this program"):
         falls.main(falls.Args(folder / "falls.csv"))
     with pytest.raises(falls.InputError, match="that run has no model"):
         falls.main(falls.Args(run_here(rambo_continuous, *flags, "--real-ratio", "1")))

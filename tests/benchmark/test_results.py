@@ -98,6 +98,15 @@ def test_numbers_in_the_text_on_the_paper_length_run():
         found = falls.summary(report.read_csv(folder / f"{name}.csv"))
         assert found.startswith("10 of 10") and f"In {blind} of them" in found and text in LENGTH
     assert "after 390 steps (median)" in found and "| 10 | 38 | 47 |" in found and "it promises 38 where 47 follow" in LENGTH
+    for log, text in (
+        ("hopper-mini-v2", "{} and {} on the bundled log"),
+        ("hopper-sbx-full-replay-v2", "{} and {} on full replay"),
+        ("hopper-sbx-medium-replay-v2", "{} and {} on\nmedium-replay"),
+        ("hopper-sbx-medium-v2", "{} and {} on medium"),
+    ):
+        lines = falls.score_table(report.read_csv(BENCHMARK / "results" / f"{log}.csv"), falls.Args.after).splitlines()
+        returns = {line.split(" | ")[0]: line.split(" | ")[3] for line in lines[2:]}
+        assert text.format(returns["| 30 to 45"], returns["| above 85"]) in LENGTH
     longer = [float(row["charts/normalized_score"]) for row in report.read_csv(folder / "k20_evaluations.csv")][-10:]
     assert f"is {np.mean(longer):.1f} instead of\n{run.mean_of_last:.1f} (" in LENGTH
 
