@@ -2,12 +2,16 @@
 
 import csv
 import importlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -19,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share few cores
 # JAX tests mostly compile: quickly rather than well, and the same program only once for all processes
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 for name in ("DISPLAY", "D4RL_DATASET_DIR", "MUJOCO_GL"):
@@ -27,12 +31,13 @@ for name in ("DISPLAY", "D4RL_DATASET_DIR", "MUJOCO_GL"):
 
 # The smallest run that does everything once
 TINY = "--total-iterations 2 --updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1".split()
-TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-length 2 --adv-weight 3e-4 --eval-workers 0".split()
+TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-length 2 --rollout-retain-iterations 2".split()
+TINY += "--adv-weight 3e-4 --eval-workers 0".split()
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest first, so that none runs alone at the end."""
-    longest_first = ["test_learning", "test_twins", "test_compile", "test_imagine", "test_collect", "test_toy_example"]
+    longest_first = ["test_command_line", "test_twins", "test_learning", "test_bad_input", "test_toy_example", "test_collect"]
     items.sort(key=lambda item: (longest_first + [item.path.stem]).index(item.path.stem))
 
 
@@ -54,8 +59,22 @@ def run_script(script: Path, *arguments: object, **environment: str) -> subproce
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=os.environ | environment)
 
 
+def run_as_main(script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """The command line as run_script types it, but within this process, which saves the seconds that starting Python takes."""
+    command, code = [str(script), *map(str, arguments)], 0
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with patch.object(sys, "argv", command), patch.object(sys, "path", sys.path.copy()):
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as end:  # sys.exit("text") prints the text and exits with 1
+                code = 1 if isinstance(end.code, str) else end.code or 0
+                print(end.code if isinstance(end.code, str) else "", end="", file=err)
+    return subprocess.CompletedProcess(command, code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
 def run_here(rambo, *arguments: object) -> Path:
-    """The same within this process, which saves the seconds that starting Python takes. Returns the run folder."""
+    """The script's main within this process. Returns the run folder."""
     before = set(Path("runs").glob("*"))
     args = rambo.parse_args([*map(str, arguments)])
     rambo.main(args)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, hopper_log, pendulum_log, run_here, run_script, write_hdf5
+from conftest import TINY, hopper_log, pendulum_log, run_as_main, run_here, write_hdf5
 
 # The plumbing is word for word the same in both scripts, see test_twins.py: one of them is enough
 one_script = pytest.mark.parametrize("rambo", [importlib.import_module("rambo_continuous")], ids=["torch"])
@@ -427,7 +427,7 @@ def test_the_command_line_says_it_in_one_line_and_exits_with_1(script, subtests)
             write_hdf5(Path("nan.hdf5"), hopper(**with_value("observations", (7, 3), np.nan)))
             Path("text.hdf5").write_text("observations")
             before = snapshot()
-            process = run_script(script, *arguments.split())
+            process = run_as_main(script, *arguments.split())
             assert process.returncode == 1
             lines = process.stderr.strip().splitlines()
             assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr

@@ -1,21 +1,25 @@
-"""Does it learn? RAMBO on the bundled pendulum-mini with its own settings, against its log and its imitation.
+"""Does it learn? RAMBO on the bundled pendulum-mini, against its log and its imitation.
 
 Returns of Pendulum-v1: a random policy about -1200, an expert about -150, the log of pendulum-mini -1160 on average and
--963 at best. Measured with the commands below and seed 1: RAMBO -239 after 11 iterations (torch), -179 after 13 (JAX); and
-with seeds 1, 2, 3 of torch behaviour cloning -1258, -1289, -1284.
+-963 at best. Measured with the commands below and seed 1: RAMBO -197 (torch) and -273 (JAX) in the mean of the last two
+evaluations, behaviour cloning -1256 and -1235.
 """
 
 import pytest
 from conftest import read_run, run_script
 
-COMMON = "--env-id pendulum-mini --checkpoint-interval 0 --eval-workers 0".split()
-CLONING = "--total-iterations 0 --bc-epochs 20 --policy-lr 1e-3 --batch-size 256 --model-max-pretrain-epochs 0".split()
+COMMON = "--env-id pendulum-mini --checkpoint-interval 0 --eval-workers 0 --eval-episodes 5".split()
+# Fewer and smaller batches than by default, and larger steps: half of the time
+RAMBO = "--total-iterations 11 --policy-lr 1e-3 --q-lr 2e-3 --batch-size 64 --num-models 3 --num-elites 2".split()
+RAMBO += "--rollout-batch-size 2000".split()
+XLA_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"  # 0 would compute, 3 compile for longer
+CLONING = "--total-iterations 0 --bc-epochs 20 --policy-lr 1e-3 --batch-size 256 --real-ratio 1".split()
 
 
 @pytest.fixture(autouse=True)
 def in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XLA_FLAGS", "")  # here computing takes longer than compiling
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
 
 
 def train(script, tmp_path, *flags):
@@ -27,8 +31,9 @@ def train(script, tmp_path, *flags):
 
 
 def test_rambo_learns_to_swing_up_from_a_log_of_failures(script, tmp_path):
-    run = train(script, tmp_path, "--total-iterations", 13)
-    assert run.result["last"] > -400
+    run = train(script, tmp_path, *RAMBO)
+    returns = [float(row["charts/episodic_return"]) for row in run.evaluations]
+    assert sum(returns[-2:]) / 2 > -400
     gap = [abs(float(row["charts/value_gap"])) for row in run.evaluations]
     assert gap[-1] < 0.3 * gap[0], "the critic has learnt what the policy is worth"
     errors = [float(row["model/holdout_mse"]) for row in run.metrics]

@@ -3,7 +3,7 @@
 import falls
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, read_csv, run_here, run_script
+from conftest import ROOT, TINY, read_csv, run_as_main, run_here, run_script
 
 import rambo_continuous
 
@@ -80,7 +80,7 @@ def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert "2 of 2 episodes end in a fall" in result.stdout
     (folder / "checkpoint.pt").unlink()
-    result = run_script(SCRIPT, folder)
+    result = run_as_main(SCRIPT, folder)
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stderr.startswith("error: ") and "no run folder with a checkpoint" in result.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 from conftest import ROOT
 
 RUN = "--updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1 --model-hidden-dim 32 --batch-size 32"
-RUN += " --eval-episodes 1 --rollout-length 2 --eval-workers 0 --eval-interval 1"
+RUN += " --eval-episodes 1 --rollout-length 2 --eval-workers 0 --eval-interval 1 --rollout-retain-iterations 2"
 SPEED = "--no-cuda --rows 500 --updates 5 --repeats 1 --loops torch --training.batch-size 16 --training.rollout-batch-size 60"
 SPEED += " --training.rollout-length 2 --training.model-hidden-dim 24 --training.eval-episodes 1"
 
@@ -64,7 +64,7 @@ def test_what_fails_or_has_no_time_is_said(tmp_path):
     assert code == 1 and "| torch-graphs | failed (" in summary and "no-such-flag" in summary
     code, summary = run_gpu(tmp_path / "b", "speed", BUDGET="0")
     assert code == 1 and "| speed | no time left |" in summary
-    code, summary = run_gpu(tmp_path / "c", "speed", BUDGET="1")  # what had begun by then counts
+    code, summary = run_gpu(tmp_path / "c", "speed", BUDGET="2")  # what had begun by then counts
     assert code == 0 and "| speed | stopped |" in summary and "failed" not in summary
     code, message = run_gpu(tmp_path / "d", "fast")
     assert code == 1 and "no such step: fast" in message

@@ -9,7 +9,7 @@ import imagine
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_here, run_script
+from conftest import ROOT, TINY, run_as_main, run_here, run_script
 from PIL import Image
 
 import rambo_continuous
@@ -59,7 +59,7 @@ def assert_refused(result, *expected: str) -> None:
 
 def test_pendulum(runs, tmp_path):
     """The pictures go to --output."""
-    result = run_script(SCRIPT, runs("pendulum-mini"), *FEW, "--output", tmp_path / "pictures")
+    result = run_as_main(SCRIPT, runs("pendulum-mini"), *FEW, "--output", tmp_path / "pictures")
     assert result.returncode == 0, result.stderr
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["parting.png", "trajectories.png"]
     for path in (tmp_path / "pictures").iterdir():
@@ -231,7 +231,7 @@ def test_probe(runs, copy_of):
 
 
 def test_refusals(copy_of, tmp_path):
-    assert_refused(run_script(SCRIPT, tmp_path / "nowhere"), "nowhere is not a run folder")
+    assert_refused(run_as_main(SCRIPT, tmp_path / "nowhere"), "nowhere is not a run folder")
     folder = copy_of("pendulum-mini")
     args = imagine.Args(folder)
     refusals = {

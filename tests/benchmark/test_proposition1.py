@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from conftest import ROOT, run_script
+from conftest import ROOT, run_as_main, run_script
 from PIL import Image
 
 SCRIPT = ROOT / "benchmark" / "proposition1.py"
@@ -30,7 +30,7 @@ def test_shares(tmp_path):
     write_run(runs / "c", 0.0, [-50, 1, 2, 3])
     write_run(runs / "untrained", 0.0, [-50])
     write_run(runs / "no_model", 0.0, [50, 60], real_ratio=1.0)
-    result = run_script(SCRIPT, runs, "--output", tmp_path / "figures" / "p.png")
+    result = run_as_main(SCRIPT, runs, "--output", tmp_path / "figures" / "p.png")
     assert result.returncode == 0, result.stderr
     assert shares(result.stdout) == {
         "λ = 0": ["0", "of", "1", "0", "of", "3", "(0%)", "2.0"],
@@ -50,5 +50,5 @@ def test_the_published_runs(tmp_path):
 
 
 def test_no_runs(tmp_path):
-    result = run_script(SCRIPT, tmp_path)
+    result = run_as_main(SCRIPT, tmp_path)
     assert result.returncode == 1 and result.stderr.startswith("error: no run with a model")

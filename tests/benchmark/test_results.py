@@ -8,7 +8,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_as_main, run_script
 from PIL import Image
 
 pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
@@ -41,7 +41,7 @@ def test_the_command_in_results_md_makes_tables_report_and_figures_again(tmp_pat
     page.write_text(re.sub(r"^\|.*\n", "", RESULTS, flags=re.M), encoding="utf-8")
     (command,) = re.findall(r"^python (benchmark/report.py .* --tables .*)$", RESULTS, re.M)
     monkeypatch.chdir(tmp_path)
-    result = run_script(*command.split())
+    result = run_as_main(*command.split())
     assert result.returncode == 0, result.stderr
     assert page.read_text(encoding="utf-8") == RESULTS
     assert (tmp_path / "benchmark" / "results" / "report.md").read_text(encoding="utf-8") == REPORT
@@ -66,7 +66,7 @@ def test_the_commands_in_paper_length_md_make_its_tables_and_figures_again(tmp_p
     monkeypatch.chdir(tmp_path)
     results = []
     for command in re.findall(r"^python (benchmark/(?:report|falls).py .*)$", LENGTH, re.M):
-        results.append(run_script(*command.split()))
+        results.append(run_as_main(*command.split()))
         assert results[-1].returncode == 0, results[-1].stderr
     assert page.read_text(encoding="utf-8") == LENGTH
     _, scores, last = (result.stdout.strip() for result in results)
