@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"  # several test processes share few cores
 # JAX tests mostly compile: quickly rather than well, and the same program only once for all processes
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] += " --xla_cpu_multi_thread_eigen=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 for name in ("DISPLAY", "D4RL_DATASET_DIR", "MUJOCO_GL"):
@@ -33,6 +34,7 @@ for name in ("DISPLAY", "D4RL_DATASET_DIR", "MUJOCO_GL"):
 TINY = "--total-iterations 2 --updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1".split()
 TINY += "--model-hidden-dim 32 --batch-size 32 --eval-episodes 2 --rollout-length 2 --rollout-retain-iterations 2".split()
 TINY += "--adv-weight 3e-4 --eval-workers 0".split()
+HOPPER = ["--env-id", "hopper-mini-v2", *TINY, "--batch-size", "512"]  # it has 70,000 rows to pretrain on
 
 
 def pytest_collection_modifyitems(items):

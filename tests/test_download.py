@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import TINY, hopper_log, run_here, run_script, write_hdf5
+from conftest import TINY, hopper_log, run_as_main, run_here, write_hdf5
 
 
 @pytest.fixture
@@ -215,8 +215,10 @@ def test_a_folder_that_cannot_be_written(rambo, server, monkeypatch):
 def test_the_command_line_without_a_network(script, tmp_path, monkeypatch):
     """A proxy where nobody listens stands for no network."""
     monkeypatch.chdir(tmp_path)
-    nowhere = dict(http_proxy=NOBODY_LISTENS, https_proxy=NOBODY_LISTENS, D4RL_DATASET_DIR=str(tmp_path / "datasets"))
-    process = run_script(script, "--env-id", ENV_ID, **nowhere)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, NOBODY_LISTENS)
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(tmp_path / "datasets"))
+    process = run_as_main(script, "--env-id", ENV_ID)
     assert process.returncode == 1
     assert len(process.stderr.strip().splitlines()) == 1 and process.stderr.startswith("error: could not download")
     assert not [path for path in tmp_path.rglob("*.*") if path.suffix != ".lock"]

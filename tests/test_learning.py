@@ -19,7 +19,6 @@ CLONING = "--total-iterations 0 --bc-epochs 20 --policy-lr 1e-3 --batch-size 256
 @pytest.fixture(autouse=True)
 def in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
 
 
 def train(script, tmp_path, *flags):
@@ -30,7 +29,8 @@ def train(script, tmp_path, *flags):
     return read_run(folder)
 
 
-def test_rambo_learns_to_swing_up_from_a_log_of_failures(script, tmp_path):
+def test_rambo_learns_to_swing_up_from_a_log_of_failures(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", XLA_FLAGS)
     run = train(script, tmp_path, *RAMBO)
     returns = [float(row["charts/episodic_return"]) for row in run.evaluations]
     assert sum(returns[-2:]) / 2 > -400

@@ -1,7 +1,6 @@
 """benchmark/datasets/collect.py: the file's format, resuming after a kill, refusals, and the bundled datasets."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,14 +11,13 @@ import h5py
 import numpy as np
 import pytest
 import tyro
+from conftest import run_as_main
 
 from benchmark.datasets import collect
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmark" / "datasets" / "collect.py"
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
-ENVIRONMENT["XLA_FLAGS"] = f"{ENVIRONMENT.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 pytestmark = pytest.mark.xdist_group("collect")  # one process: they share a run
 COLUMNS = {"observations", "actions", "rewards", "terminals", "timeouts", "next_observations", "infos/action_log_probs"}
 # A SAC run of 600 steps, which a time limit of 200 cuts into 3 episodes
@@ -27,13 +25,8 @@ REPLAY = "--env Pendulum-v1 --quality medium-replay --sac-steps 600 --learning-s
 REPLAY += "--eval-episodes 1 --checkpoint-every 200 --batch-size 32".split()
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-
-
 def run_here(*arguments: object) -> None:
-    """The same in this process, which saves the seconds that importing JAX takes."""
+    """The command line in this process, which saves the seconds that importing JAX takes."""
     collect.main(tyro.cli(collect.Args, args=[*map(str, arguments)]))
 
 
@@ -65,8 +58,7 @@ def check_columns(data: dict[str, np.ndarray], obs_dim: int, action_dim: int) ->
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("replay") / "replay.hdf5"
-    result = run_script(*REPLAY, "--output-dir", path.parent, "--output", path)  # the same compiler flags as when resumed
-    assert result.returncode == 0, result.stderr
+    run_here(*REPLAY, "--output-dir", path.parent, "--output", path)
     return path
 
 
@@ -111,10 +103,10 @@ def test_the_replay_can_be_limited_to_its_last_episodes(replay: Path) -> None:
     assert all(np.array_equal(last[key], whole[key][200:]) for key in last)
 
 
-def test_a_killed_collection_ends_with_the_same_file(replay: Path, tmp_path: Path) -> None:
+def test_a_killed_collection_ends_with_the_same_file(replay: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "replay.hdf5"
     command = [sys.executable, str(SCRIPT), *REPLAY, "--output-dir", str(tmp_path), "--output", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     checkpoint = tmp_path / "checkpoints" / "Pendulum-v1-seed0-sac.npz"
     while process.poll() is None:
         if checkpoint.exists():
@@ -124,8 +116,8 @@ def test_a_killed_collection_ends_with_the_same_file(replay: Path, tmp_path: Pat
                     process.wait()
         time.sleep(0.05)
     assert process.returncode == -signal.SIGKILL and not path.exists()
-    result = run_script(*REPLAY, "--output-dir", tmp_path, "--output", path)
-    assert result.returncode == 0 and "3 (0 terminated, 3 timed out)" in result.stdout, result.stderr
+    run_here(*REPLAY, "--output-dir", tmp_path, "--output", path)
+    assert "3 (0 terminated, 3 timed out)" in capsys.readouterr().out
     whole, resumed = read(replay), read(path)
     assert all(np.array_equal(whole[key], resumed[key]) for key in COLUMNS)
 
@@ -157,7 +149,7 @@ def test_medium_and_expert_are_rollouts_of_one_run(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
-    result = run_script("--env", "Pendulum-v1", "--quality", "medium", "--output-dir", tmp_path)
+    result = run_as_main(SCRIPT, "--env", "Pendulum-v1", "--quality", "medium", "--output-dir", tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == "error: --env Pendulum-v1 has no D4RL reference scores: give --medium-return"
     (tmp_path / "foreign.hdf5").write_bytes(b"precious")

@@ -3,7 +3,7 @@
 import falls
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, read_csv, run_as_main, run_here, run_script
+from conftest import HOPPER, ROOT, read_csv, run_as_main, run_here, run_script
 
 import rambo_continuous
 
@@ -18,7 +18,7 @@ def row(episode: int, step: int, terminated: int, value: float, following: float
 def test_a_checkpoint_of_either_script(rambo, tmp_path, monkeypatch):
     """The values are the critic's, the returns those of the evaluation's episodes, the picture that of the CSV."""
     monkeypatch.chdir(tmp_path)
-    folder = run_here(rambo, "--env-id", "hopper-mini-v2", *TINY, "--no-cuda")
+    folder = run_here(rambo, *HOPPER, "--no-cuda")
     falls.main(falls.Args(folder))
     run, rows = falls.load_run(folder, None), read_csv(folder / "falls.csv")
     assert list(rows[0]) == falls.COLUMNS
@@ -74,8 +74,7 @@ def test_what_falls_cost():
 
 def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--env-id", "hopper-mini-v2", *TINY, "--no-cuda"
-    folder = run_here(rambo_continuous, *flags)
+    folder = run_here(rambo_continuous, *HOPPER, "--no-cuda")
     result = run_script(SCRIPT, folder)
     assert result.returncode == 0, result.stderr
     assert "2 of 2 episodes end in a fall" in result.stdout
@@ -91,4 +90,4 @@ def test_the_command_line_and_what_it_refuses(tmp_path, monkeypatch):
     with pytest.raises(falls.InputError, match="neither a file of this program"):
         falls.main(falls.Args(folder / "falls.csv"))
     with pytest.raises(falls.InputError, match="that run has no model"):
-        falls.main(falls.Args(run_here(rambo_continuous, *flags, "--real-ratio", "1")))
+        falls.main(falls.Args(run_here(rambo_continuous, *HOPPER, "--real-ratio", "1")))

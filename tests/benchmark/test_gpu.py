@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-RUN = "--updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1 --model-hidden-dim 32 --batch-size 32"
+RUN = "--updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1 --model-hidden-dim 32 --batch-size 512"
 RUN += " --eval-episodes 1 --rollout-length 2 --eval-workers 0 --eval-interval 1 --rollout-retain-iterations 2"
 SPEED = "--no-cuda --rows 500 --updates 5 --repeats 1 --loops torch --training.batch-size 16 --training.rollout-batch-size 60"
 SPEED += " --training.rollout-length 2 --training.model-hidden-dim 24 --training.eval-episodes 1"

@@ -9,7 +9,7 @@ import imagine
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_as_main, run_here, run_script
+from conftest import HOPPER, ROOT, run_as_main, run_here, run_script
 from PIL import Image
 
 import rambo_continuous
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         if env_id not in made:
             with pytest.MonkeyPatch.context() as patch, torch.enable_grad():  # the first test that asks for a run trains it
                 patch.chdir(folder)
-                made[env_id] = run_here(rambo_continuous, "--env-id", env_id, "--save-model", "--no-cuda", *TINY).resolve()
+                made[env_id] = run_here(rambo_continuous, *HOPPER, "--env-id", env_id, "--save-model", "--no-cuda").resolve()
         return made[env_id]
 
     return run

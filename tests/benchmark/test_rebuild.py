@@ -101,15 +101,14 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     assert result.returncode == 1 and re.fullmatch(r"error: .*missing\.npz.*\n", result.stderr) and not result.stdout
 
 
-# Rebuilt as a whole; of the others the last episodes
-WHOLE = ("hopper_sbx_medium_replay-v2", "halfcheetah_sbx_medium_replay-v2")
+WHOLE = "halfcheetah_sbx_medium_replay-v2"  # rebuilt as a whole; of the others the last episodes
 
 
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*.npz")), ids=lambda path: path.stem)
 def test_the_logs_of_the_results_come_back(tmp_path, monkeypatch, path):
     with np.load(path) as file:
         stored = {key: file[key] for key in STORED}
-    if path.stem in WHOLE:
+    if path.stem == WHOLE:
         main(Args(path, tmp_path / "log.hdf5"))
         rebuilt = read(tmp_path / "log.hdf5")
         assert checksum(rebuilt) == stored["sha256"]
