@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -107,6 +108,11 @@ def read_run(folder: Path) -> SimpleNamespace:
 
 def pendulum_log(episodes: int = 3, length: int = 40, seed: int = 0) -> dict[str, np.ndarray]:
     """D4RL-style columns of Pendulum-v1 under random actions in [-2, 2]; every episode ends with a timeout."""
+    return {key: column.copy() for key, column in record_pendulum(episodes, length, seed).items()}
+
+
+@lru_cache
+def record_pendulum(episodes: int, length: int, seed: int) -> dict[str, np.ndarray]:
     import gymnasium as gym
 
     env, rng = gym.make("Pendulum-v1"), np.random.default_rng(seed)

@@ -13,7 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HOPPER, ROOT, SCRIPTS, TINY, pendulum_log, read_run, run_as_main, run_here, run_script, write_hdf5
+from conftest import (
+    HOPPER,
+    ROOT,
+    SCRIPTS,
+    TINY,
+    pendulum_log,
+    read_csv,
+    read_run,
+    run_as_main,
+    run_here,
+    run_script,
+    write_hdf5,
+)
 from filelock import FileLock
 
 PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
@@ -395,12 +407,8 @@ def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on(name):
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **default)
-    for _ in range(1200):
-        if list(Path("runs").glob("*/checkpoint.*")) or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    while name == SCRIPTS[1] and not read_run(next(Path("runs").iterdir())).metrics and process.poll() is None:
-        time.sleep(0.1)  # while XLA compiles, one Ctrl-C may be lost in a callback of its own
+    while process.poll() is None and not any(read_csv(path) for path in Path("runs").glob("*/metrics.csv")):
+        time.sleep(0.1)  # while libraries start or XLA compiles, one Ctrl-C may be lost in a callback of theirs
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in stderr
