@@ -1,6 +1,5 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
 # Usage, metrics, results and deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
-import atexit
 import csv
 import difflib
 import hashlib
@@ -1233,7 +1232,7 @@ def worker_pool(workers: int | None) -> Executor:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     pool = ProcessPoolExecutor(workers, spawn, start_worker) if workers else ThreadPoolExecutor(1)
-    atexit.register(pool.shutdown, cancel_futures=True)
+    threading._register_atexit(pool.shutdown, cancel_futures=True)  # atexit would come too late to end its thread
     return pool
 
 
