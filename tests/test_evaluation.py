@@ -237,3 +237,23 @@ def test_no_process_is_left_behind(end):
             break
         time.sleep(0.1)
     assert not any(map(alive, others))
+
+
+def test_ctrl_c_while_the_first_evaluation_begins_ends_the_process():
+    """The thread has started, but concurrent.futures does not know it yet and would wait for it at exit for ever."""
+    program = f"""
+import sys
+from concurrent.futures import thread
+sys.path.insert(0, {str(ROOT)!r})
+import rambo_continuous as rambo
+class Interrupted(dict):
+    def __setitem__(self, key, value):
+        raise KeyboardInterrupt
+thread._threads_queues = Interrupted()
+try:
+    rambo.worker_pool(0).submit(print)
+except KeyboardInterrupt:
+    sys.exit(1)
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
