@@ -229,8 +229,8 @@ class Dynamics(nnx.Module):
         widths = [obs_dim + action_dim, *[hidden_dim] * 4, 2 * (obs_dim + 1)]
         self.layers = nnx.List([BatchedLinear(num_models, *widths[i : i + 2], rngs) for i in range(5)])
         for layer, fan_in in zip(self.layers, widths, strict=False):
-            std = 1 / (2 * math.sqrt(fan_in))  # of the normal distribution that is cut off at two of it
-            layer.weight = nnx.Param(std * jax.random.truncated_normal(rngs(), -2, 2, layer.weight.shape))
+            std = 1 / (2 * math.sqrt(fan_in))
+            layer.weight = nnx.Param(std * jax.random.truncated_normal(rngs(), -2, 2, layer.weight.shape))  # cut off at 2
             layer.bias = nnx.Param(jnp.zeros(layer.bias.shape))
         self.max_log_var = nnx.Param(jnp.full(obs_dim + 1, 1.0))
         self.min_log_var = nnx.Param(jnp.full(obs_dim + 1, -6.0))
@@ -239,16 +239,18 @@ class Dynamics(nnx.Module):
         self.output_scale = nnx.Variable(jnp.ones(obs_dim + 1))
 
     def __call__(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        scales = self.input_mean[...], self.input_std[...], self.output_scale[...]
-        input_mean, input_std, output_scale = jax.lax.stop_gradient(scales)
-        x = (concatenate([observations, actions], -1) - input_mean) / input_std
+        scales = jax.lax.stop_gradient(self)
+        x = (concatenate([observations, actions], -1) - scales.input_mean) / scales.input_std
         x = broadcast_to(x, (len(self.layers[0].weight), *x.shape[-2:]))
         for layer in self.layers[:-1]:
             x = silu(layer(x))
         mean, log_var = jnp.split(self.layers[-1](x), 2, -1)
-        log_var = self.max_log_var - softplus(self.max_log_var - log_var)
-        log_var = self.min_log_var + softplus(log_var - self.min_log_var)
-        return mean * output_scale, log_var + 2 * log(output_scale)
+        # Behind a barrier, or on a GPU the backward pass waits for the sum over all rows in the bounds' gradient
+        bounds = broadcast_to(self.max_log_var, log_var.shape), broadcast_to(self.min_log_var, log_var.shape)
+        max_log_var, min_log_var = jax.lax.optimization_barrier(bounds)
+        log_var = max_log_var - softplus(max_log_var - log_var)
+        log_var = min_log_var + softplus(log_var - min_log_var)
+        return mean * scales.output_scale, log_var + 2 * log(scales.output_scale)
 
     def set_scales(self, rows: Batch) -> None:
         """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
@@ -266,8 +268,7 @@ class Dynamics(nnx.Module):
         return self
 
 
-def adam_init(params) -> optax.OptState:
-    return optax.adam(0).init(params)  # the state knows no learning rate
+adam_init = optax.adam(0).init  # the state knows no learning rate
 
 
 def adam_step(params, state: optax.OptState, gradients, learning_rate: float) -> tuple:
@@ -430,6 +431,7 @@ def update_agent(
         log_alpha, alpha_optimizer = adam_step(log_alpha, alpha_optimizer, gradient, args.policy_lr)
 
     target_critic = jax.tree.map(lambda target, new: target + args.tau * (new - target), agent.target_critic, critic)
+    values = jax.lax.optimization_barrier(values)  # for metrics only: no update waits for them
     metrics = {
         "losses/qf_loss": qf_loss,
         "losses/qf_values": values.mean(),
@@ -602,12 +604,11 @@ def train_iteration(
 
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
-        dynamics, optimizer, observations = carry
+        *model, observations = carry
         step, starts, restarts, real, elites, noise = draws
         observations = where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
         real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
-        model = agent, dynamics, optimizer
-        *carry, metrics = update_model(*model, observations, restarts, real, elites, noise, terminated, args)
+        *carry, metrics = update_model(agent, *model, observations, restarts, real, elites, noise, terminated, args)
         return tuple(carry), metrics
 
     if use_model and args.adv_weight > 0:
@@ -700,7 +701,7 @@ def main(args: Args) -> None:
     iterate = jax.vmap(partial(train_iteration, terminated=terminated, args=args), (0, None, None, None))
     iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
 
-    # ALGO LOGIC: Algorithm 1, an iteration is one call on the device
+    # ALGO LOGIC: Algorithm 1
     first_iteration = max([run.iteration for run in runs.values()], default=0)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(first_iteration, args.total_iterations + 1):
@@ -714,7 +715,7 @@ def main(args: Args) -> None:
             break
 
         start_time = time.time()
-        state, history = iterate(state, jnp.int32(iteration), rows, holdout)
+        state, history = iterate(state, jnp.int32(iteration), rows, holdout)  # one call on the device
         history = jax.device_get(history)  # waits for the device
         sps = args.updates_per_iteration / (time.time() - start_time)  # over the whole iteration
         speed = {"charts/SPS": sps} | ({"charts/model_SPS": sps} if use_model and args.adv_weight > 0 else {})
@@ -755,9 +756,9 @@ def stack(trees: list):
 
 def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
-    # On a GPU kernels that do not wait for each other run side by side, and small products are not split into several
+    # On a GPU kernels that do not wait for each other run side by side; products are neither split nor merged
     options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT", "xla_gpu_experimental_force_split_k": 1}
-    options["xla_gpu_deterministic_ops"] = args.torch_deterministic
+    options |= {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_deterministic_ops": args.torch_deterministic}
     lowered = jax.jit(function, donate_argnums=0).lower(*examples)
     return lowered.compile(compiler_options=options if jax.default_backend() == "gpu" else None)
 

@@ -228,17 +228,24 @@ def machine(device: str) -> dict:
     }
 
 
-def count_kernels(hlo: str) -> int:
-    """Instructions in the longest loop body of a compiled module that are more than bookkeeping: kernels, on a GPU."""
+def count_kernels(hlo: str) -> tuple[int, int]:
+    """Instructions in the longest loop body of a compiled module that are more than bookkeeping (kernels, on a GPU), and the
+    longest chain of them in which each waits for the one before."""
     computations, free = {}, ("parameter", "constant", "get-tuple-element", "tuple", "bitcast")
     for line in hlo.splitlines():
         if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
             computations[header[1]] = body = []
-        elif opcode := re.search(r" = .*? ([a-z][\w-]*)\(", line):
-            body.append((opcode[1], re.search(r"to_apply=%?([\w.-]+)|$", line)[1]))
+        elif instruction := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*)", line):
+            name, opcode, rest = instruction.groups()
+            body.append((name, opcode, re.search(r"to_apply=%?([\w.-]+)|$", rest)[1], re.findall(r"%([\w.-]+)", rest)))
 
-    def count(name: str) -> int:
-        return sum(count(called) if opcode == "call" else opcode not in free for opcode, called in computations[name])
+    def count(computation: str) -> tuple[int, int]:
+        total, chains = 0, {}
+        for name, opcode, called, operands in computations[computation]:
+            kernels, chain = count(called) if opcode == "call" else (int(opcode not in free),) * 2
+            total += kernels
+            chains[name] = chain + max((chains[operand] for operand in operands if operand in chains), default=0)
+        return total, max(chains.values())
 
     return max(count(name) for name in re.findall(r" while\(.*body=%?([\w.-]+)", hlo))
 
@@ -260,7 +267,7 @@ def main(args: Args) -> None:
         print(
             table(
                 "loop | agent update | adversarial update | rollout step",
-                [[n, *c.values()] for n, c in results["kernels"].items()],
+                [[n, *(f"{total}, {chain} in a row" for total, chain in c.values())] for n, c in results["kernels"].items()],
             )
         )
     else:
