@@ -230,7 +230,7 @@ class Dynamics(nnx.Module):
         self.layers = nnx.List([BatchedLinear(num_models, *widths[i : i + 2], rngs) for i in range(5)])
         for layer, fan_in in zip(self.layers, widths, strict=False):
             std = 1 / (2 * math.sqrt(fan_in))
-            layer.weight = nnx.Param(std * jax.random.truncated_normal(rngs(), -2, 2, layer.weight.shape))  # cut off at 2
+            layer.weight = nnx.Param(std * jax.random.truncated_normal(rngs(), -2, 2, layer.weight.shape))
             layer.bias = nnx.Param(jnp.zeros(layer.bias.shape))
         self.max_log_var = nnx.Param(jnp.full(obs_dim + 1, 1.0))
         self.min_log_var = nnx.Param(jnp.full(obs_dim + 1, -6.0))
@@ -239,8 +239,8 @@ class Dynamics(nnx.Module):
         self.output_scale = nnx.Variable(jnp.ones(obs_dim + 1))
 
     def __call__(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        scales = jax.lax.stop_gradient(self)
-        x = (concatenate([observations, actions], -1) - scales.input_mean) / scales.input_std
+        frozen = jax.lax.stop_gradient(self)
+        x = (concatenate([observations, actions], -1) - frozen.input_mean) / frozen.input_std
         x = broadcast_to(x, (len(self.layers[0].weight), *x.shape[-2:]))
         for layer in self.layers[:-1]:
             x = silu(layer(x))
@@ -250,7 +250,7 @@ class Dynamics(nnx.Module):
         max_log_var, min_log_var = jax.lax.optimization_barrier(bounds)
         log_var = max_log_var - softplus(max_log_var - log_var)
         log_var = min_log_var + softplus(log_var - min_log_var)
-        return mean * scales.output_scale, log_var + 2 * log(scales.output_scale)
+        return mean * frozen.output_scale, log_var + 2 * log(frozen.output_scale)
 
     def set_scales(self, rows: Batch) -> None:
         """Standardises the inputs by mean and std of rows [N, ...], and the reward if its size is not of order 1."""
