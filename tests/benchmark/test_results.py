@@ -93,11 +93,12 @@ def test_numbers_in_the_text_on_the_paper_length_run():
     for name, blind, text in (
         ("falls_1100", 2, "was blind in 2 of 10 falls"),
         ("falls_bundled_log", 0, "torch, seed 1) in 0 of 10"),
-        ("falls_k20", 0, "after 390 steps instead of 181, but the critic is blind in 0 of 10 falls"),
+        ("falls_k5", 10, "| 174 | 10 of 10 ([states](results/paper_length/falls_k5.csv)) |"),
+        ("falls_k20", 0, "| 388 | 0 of 10 ([states](results/paper_length/falls_k20.csv)) |"),
     ):
         found = falls.summary(report.read_csv(folder / f"{name}.csv"))
         assert found.startswith("10 of 10") and f"In {blind} of them" in found and text in LENGTH
-    assert "after 390 steps (median)" in found and "| 10 | 38 | 47 |" in found and "it promises 38 where 47 follow" in LENGTH
+    assert "| 10 | 38 | 47 |" in found and "ten steps before it does the critic promises 38 where 47 follow" in LENGTH
     for log, text in (
         ("hopper-mini-v2", "{} and {} on the bundled log"),
         ("hopper-sbx-full-replay-v2", "{} and {} on full replay"),
@@ -107,8 +108,30 @@ def test_numbers_in_the_text_on_the_paper_length_run():
         lines = falls.score_table(report.read_csv(BENCHMARK / "results" / f"{log}.csv"), falls.Args.after).splitlines()
         returns = {line.split(" | ")[0]: line.split(" | ")[3] for line in lines[2:]}
         assert text.format(returns["| 30 to 45"], returns["| above 85"]) in LENGTH
-    longer = [float(row["charts/normalized_score"]) for row in report.read_csv(folder / "k20_evaluations.csv")][-10:]
-    assert f"is {np.mean(longer):.1f} instead of\n{run.mean_of_last:.1f} (" in LENGTH
+
+
+def test_numbers_in_the_text_on_longer_rollouts():
+    folder = BENCHMARK / "results" / "paper_length"
+    (run,) = report.read(folder)
+    names = "iteration", "charts/normalized_score", "charts/episodic_length"
+
+    def read(k: int) -> np.ndarray:
+        return np.array([[float(row[name]) for name in names] for row in report.read_csv(folder / f"k{k}_evaluations.csv")])
+
+    for k, iterations in (5, 30), (20, 30), (20, 130):
+        rows = read(k)
+        last = rows[rows[:, 0] <= 2000 + iterations][-10:]
+        assert last[-1, 0] == 2000 + iterations and (np.diff(last[:, 0]) == 1).all()
+        (line,) = [line for line in LENGTH.splitlines() if line.startswith(f"| k = {k}, {iterations} iterations | ")]
+        assert line.split(" | ")[1].startswith(f"{last[:, 1].mean():.1f} (") and line.split(" | ")[2] == f"{last[-1, 2]:,.0f}"
+    _, scores, lengths = rows[rows[:, 0] >= 2060].T
+    whole = lengths == 1000
+    assert f"{whole.sum()} of {len(whole)} evaluations last a thousand steps" in LENGTH
+    assert f"score {scores[whole].min():.0f} to {scores[whole].max():.0f};" in LENGTH
+    assert f"one after the other, score {scores[~whole].min():.0f} to {scores[~whole].max():.0f}," in LENGTH
+    assert (np.diff(np.flatnonzero(~whole)) == 1).all() and whole.sum() == len(whole) - 4
+    _, before = run.curve("charts/episodic_length")
+    assert (before == 1000).sum() == 3 and f"three\nof {len(before)} did" in LENGTH
 
 
 def test_every_log_is_on_the_page_with_its_table_and_figure():
