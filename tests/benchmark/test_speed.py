@@ -133,6 +133,29 @@ def test_kernels_in_a_loop_are_counted():
     assert (total, chain) == (counts[2][0] + 3, counts[2][1]), "products that do not wait for each other"
 
 
+def test_kernels_in_a_called_computation_are_counted():
+    hlo = """
+%called (x: f32[2]) -> f32[2] {
+  %x = f32[2]{0} parameter(0)
+  %left = f32[2]{0} negate(%x)
+  %right = f32[2]{0} exponential(%x)
+  ROOT %both = f32[2]{0} add(%left, %right)
+}
+
+%body (carry: f32[2]) -> f32[2] {
+  %carry = f32[2]{0} parameter(0)
+  %first = f32[2]{0} call(%carry), to_apply=%called
+  ROOT %last = f32[2]{0} negate(%first)
+}
+
+ENTRY %main (start: f32[2]) -> f32[2] {
+  %start = f32[2]{0} parameter(0)
+  ROOT %loop = f32[2]{0} while(%start), condition=%condition, body=%body
+}
+"""
+    assert speed.count_kernels(hlo) == (4, 3)
+
+
 def test_a_loop_that_does_not_exist(args):
     for name in ("tensorflow", "jax", "torch-fast"):
         args.loops = (name,)
