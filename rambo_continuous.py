@@ -1159,6 +1159,7 @@ class Run:
         fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
         self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
         self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
+        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder(int(self.start_time))
@@ -1204,6 +1205,7 @@ class Run:
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
         self.collect(0)
+        self.writer.flush()
         tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
         return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
 
@@ -1247,10 +1249,11 @@ class Run:
             table.writerow({"iteration": iteration} | metrics)
         for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
             self.writer.add_scalar(name, metrics[name], iteration)
-        self.writer.flush()
         if file_name == "metrics.csv":
             self.check(iteration, metrics)
             self.collect()
+        else:
+            self.writer.flush()  # waits for the disk, so not in every iteration
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1261,8 +1264,7 @@ class Run:
 
     def value_bound_ratio(self, iteration: int, mean_q: float) -> float:
         """The mean Q over the largest value that the log's rewards allow, r_max / (1 - gamma); below 0 the smallest."""
-        rewards = self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
-        highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
+        highest, lowest = max(self.rewards.max(), 0), max(-self.rewards.min(), 0)
         bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
         ratio = abs(mean_q) * (1 - self.args.gamma) / float(bound or 1)
         if ratio > 1 and not self.warned:

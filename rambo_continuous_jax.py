@@ -710,7 +710,7 @@ def main(args: Args) -> None:
         if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
             for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
-            for_each_run(lambda i, run: run.evaluate(iteration, to_numpy(take(state.agent, i))))  # noqa: B023
+            for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
         if is_last:
             break
 
@@ -756,9 +756,9 @@ def stack(trees: list):
 
 def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
-    # On a GPU kernels that do not wait for each other run side by side; products are neither split nor merged
+    # On a GPU kernels that do not wait for each other run side by side, and products are not split
     options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT", "xla_gpu_experimental_force_split_k": 1}
-    options |= {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_deterministic_ops": args.torch_deterministic}
+    options["xla_gpu_deterministic_ops"] = args.torch_deterministic
     lowered = jax.jit(function, donate_argnums=0).lower(*examples)
     return lowered.compile(compiler_options=options if jax.default_backend() == "gpu" else None)
 
@@ -1254,6 +1254,7 @@ class Run:
         fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
         self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
         self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
+        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
         with explain("the run folder cannot be written, or another process trains in it"):
             self.folder = Path(args.resume) if args.resume else self.new_folder(int(self.start_time))
@@ -1299,6 +1300,7 @@ class Run:
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
         self.collect(0)
+        self.writer.flush()
         tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
         return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
 
@@ -1342,10 +1344,11 @@ class Run:
             table.writerow({"iteration": iteration} | metrics)
         for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
             self.writer.add_scalar(name, metrics[name], iteration)
-        self.writer.flush()
         if file_name == "metrics.csv":
             self.check(iteration, metrics)
             self.collect()
+        else:
+            self.writer.flush()  # waits for the disk, so not in every iteration
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1356,8 +1359,7 @@ class Run:
 
     def value_bound_ratio(self, iteration: int, mean_q: float) -> float:
         """The mean Q over the largest value that the log's rewards allow, r_max / (1 - gamma); below 0 the smallest."""
-        rewards = self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
-        highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
+        highest, lowest = max(self.rewards.max(), 0), max(-self.rewards.min(), 0)
         bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
         ratio = abs(mean_q) * (1 - self.args.gamma) / float(bound or 1)
         if ratio > 1 and not self.warned:

@@ -307,17 +307,13 @@ def test_the_value_bound_ratio_compares_the_mean_q_with_what_the_rewards_allow()
         ([-1, 2, 3], -math.inf, math.inf),
     ]
     for rewards, mean_q, ratio in cases:
-        rows = np.full((3, 2 * OBS_DIM + ACTION_DIM + 2), 100, np.float32)
-        rows[:, OBS_DIM + ACTION_DIM] = rewards
-        dataset = SimpleNamespace(rows=rows, obs_dim=OBS_DIM, action_dim=ACTION_DIM)
-        run = SimpleNamespace(dataset=dataset, args=SimpleNamespace(gamma=0.9), warned=False)
+        run = SimpleNamespace(rewards=np.float32(rewards), args=SimpleNamespace(gamma=0.9), warned=False)
         assert rambo.Run.value_bound_ratio(run, 7, mean_q) == pytest.approx(ratio)
         assert run.warned == (ratio > 1)
 
 
 def test_a_value_beyond_its_bound_is_warned_of_once(capsys):
-    dataset = SimpleNamespace(rows=np.ones((3, 2 * OBS_DIM + ACTION_DIM + 2)), obs_dim=OBS_DIM, action_dim=ACTION_DIM)
-    run = SimpleNamespace(dataset=dataset, args=SimpleNamespace(gamma=0.9), warned=False)
+    run = SimpleNamespace(rewards=np.ones(3), args=SimpleNamespace(gamma=0.9), warned=False)
     for iteration, mean_q in enumerate((9.9, 10.1, 10.2)):
         rambo.Run.value_bound_ratio(run, iteration, mean_q)
     (line,) = capsys.readouterr().out.splitlines()

@@ -145,7 +145,7 @@ def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
 
 
 def test_the_value_bound(run, capsys):
-    rewards = run.dataset.rows[:, 4]  # 3 observations, an action
+    np.testing.assert_array_equal(run.rewards, run.dataset.rows[:, 4])  # 3 observations, an action
     for low, high, q, ratio in [
         (0, 2, 100, 0.5),
         (-2, 0, -300, 1.5),
@@ -153,8 +153,8 @@ def test_the_value_bound(run, capsys):
         (-2, 0, 100, 0.5),
         (1, 2, 400, 2),
     ]:
-        rewards[:] = low
-        rewards[0] = high
+        run.rewards[:] = low
+        run.rewards[0] = high
         assert run.value_bound_ratio(1, q) == pytest.approx(ratio)
     assert capsys.readouterr().out.count("warning") == 1, "only the first time"
 
