@@ -72,12 +72,31 @@ def test_the_commands_in_paper_length_md_make_its_tables_and_figures_again(tmp_p
     _, scores, last = (result.stdout.strip() for result in results)
     assert f"<!-- scores -->\n\n{scores}\n\n<!-- end -->" in LENGTH
     assert f"<!-- falls -->\n\n{last}\n\n<!-- end -->" in LENGTH
-    for name in ("falls.png", "paper_length/hopper-sbx-full-replay-v2.png"):
+    logs = "halfcheetah-sbx-medium-v2", "hopper-sbx-full-replay-v2", "learning_curves"
+    for name in ("falls.png", *(f"paper_length/{log}.png" for log in logs)):
         assert same_picture(name, tmp_path / "benchmark" / "figures"), name
 
 
+def test_numbers_in_the_text_on_the_paper_length_run_of_halfcheetah():
+    _, text = LENGTH.split("\n## Hopper")[0].split("\n## HalfCheetah")
+    (run,) = report.read(BENCHMARK / "results" / "paper_length" / "halfcheetah-sbx-medium-v2.csv")
+    iterations, scores = run.scores
+    means = [scores[(start < iterations) & (iterations <= start + 100)].mean() for start in range(0, 600, 100)]
+    assert "is {}, {}, {}, {} and {}, then {} until 530.".format(*(f"{mean:.0f}" for mean in means)) in text
+    first, last = scores[iterations == 100].item(), scores[iterations == 530].item()
+    assert f"{first:.1f} after 100 iterations, {last:.1f} after 530" in LENGTH and iterations[-1] == 530
+    numbers, ratios = run.curve("losses/value_bound_ratio")
+    passing = numbers[ratios > 1]
+    assert f"in iterations {passing[0]} to {passing[-1]} (at most {ratios.max():.2f})" in text
+    assert len(passing) == passing[-1] - passing[0] + 1
+    numbers, gaps = run.curve("charts/value_gap")
+    assert f"From {numbers[gaps > 0][-1] + 10} on the value gap is negative at every evaluation" in text
+    _, errors = run.curve("model/holdout_mse")
+    assert f"error falls from {errors[0]:.4f} to {errors[-1]:.4f}" in text
+
+
 def test_numbers_in_the_text_on_the_paper_length_run():
-    (run,) = report.read(BENCHMARK / "results" / "paper_length")
+    (run,) = report.read(BENCHMARK / "results" / "paper_length" / "hopper-sbx-full-replay-v2.csv")
     iterations, scores = run.scores
     means = [scores[(start <= iterations) & (iterations < start + 200)].mean() for start in range(0, 2000, 200)]
     assert "is {}, {}, {}, {}, {}, {}, {}, {}, {} and {}.".format(*(f"{mean:.0f}" for mean in means)) in LENGTH
@@ -112,7 +131,7 @@ def test_numbers_in_the_text_on_the_paper_length_run():
 
 def test_numbers_in_the_text_on_longer_rollouts():
     folder = BENCHMARK / "results" / "paper_length"
-    (run,) = report.read(folder)
+    (run,) = report.read(folder / "hopper-sbx-full-replay-v2.csv")
     names = "iteration", "charts/normalized_score", "charts/episodic_length"
 
     def read(k: int) -> np.ndarray:
