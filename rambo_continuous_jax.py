@@ -61,7 +61,7 @@ DATASET_DEFAULTS = {
 class Args:
     exp_name: str = Path(__file__).stem  # name of this experiment, part of the run folder's name
     seed: int = 1  # seed of the initial weights, all sampling and the evaluation episodes
-    torch_deterministic: bool = True  # only deterministic kernels: the same seed on the same machine gives the same run
+    torch_deterministic: bool = True  # the same seed on the same machine gives the same run; off, a GPU is faster
     cuda: bool = True  # train on the GPU if there is one
     num_seeds: int = 1  # trains the seeds seed, seed + 1, ... at once on one device; each gets its own run folder
     matmul_precision: Literal["float32", "tensorfloat32"] = "float32"  # of products on a GPU

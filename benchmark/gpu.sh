@@ -5,14 +5,15 @@
 #   benchmark/gpu.sh tests speed kernels runs long
 #
 # tests  the GPU tests of tests/test_compile.py
-# speed, kernels  benchmark/speed.py: every update by itself and the card's float32 speed; the instructions in JAX's loops
-# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory. torch and
-#        torch-compile are for the patient: 50 updates an iteration
+# speed, kernels  benchmark/speed.py: torch's and JAX's updates by themselves and the card's float32 speed; the instructions in
+#        JAX's loops
+# runs   $ITERATIONS iterations on the Hopper log by each of $PATHS: time of one, all included, and memory. There are torch-graphs
+#        and, for the patient, with 50 updates an iteration, torch and torch-compile as well
 # long   the rest of the time: a paper-length run of JAX on each of $DATASETS, with $NUM_SEEDS seeds; their checkpoints come
 #        back in $OUT, a file for each seed, and RESUME=folder-with-these-files goes on from there in the next ten minutes
 #
 # $BUDGET (570) seconds are for all steps: what does not fit is stopped. $PYTHON is the interpreter. $SPEED_ARGS, $RUN_ARGS and
-# $LONG_ARGS go to speed.py and to the scripts.
+# $LONG_ARGS go to speed.py and to the scripts (fastest: --matmul-precision tensorfloat32 --no-torch-deterministic).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 repo=$PWD
@@ -20,7 +21,7 @@ OUT=$(realpath -m "${OUT:-benchmark/results/gpu}")
 RESUME=${RESUME:+$(realpath "$RESUME")}
 PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-570}
-PATHS=${PATHS:-jax-1 jax-8 torch-graphs torch-compile-graphs}
+PATHS=${PATHS:-jax-1 jax-8 torch-compile-graphs}
 ITERATIONS=${ITERATIONS:-30}
 DATASETS=${DATASETS:-halfcheetah-sbx-medium-v2 hopper-sbx-full-replay-v2}
 NUM_SEEDS=${NUM_SEEDS:-2}
@@ -101,7 +102,8 @@ fi
 for part in "$@"; do
   case $part in
     tests) step tests 120 "$PYTHON" -m pytest -v -p no:cacheprovider -k "gpu or graph" tests/test_compile.py ;;
-    speed) step speed 240 "$PYTHON" benchmark/speed.py --updates 100 --repeats 3 --output "$work/speed.json" "${speed_args[@]}" ;;
+    speed) step speed 240 "$PYTHON" benchmark/speed.py --loops torch jax-1 --updates 100 --repeats 3 --output "$work/speed.json" \
+      "${speed_args[@]}" ;;
     kernels) step kernels 120 "$PYTHON" benchmark/speed.py "${speed_args[@]}" --count-kernels --loops jax-1 ;;
     runs)
       for path in $PATHS; do
