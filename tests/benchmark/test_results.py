@@ -256,6 +256,21 @@ def test_numbers_in_the_text_on_runaway_values(runs):
     assert f"{sum(short)} of the {len(short)} runs with k = 5 do" in RUNAWAY
 
 
+def test_numbers_in_the_text_on_longer_rollouts_from_the_start(runs):
+    log = "hopper-sbx-full-replay-v2"
+    longer = of(runs, log, "RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX")
+    first, second = (f"{run.mean_of_last:.1f}" for run in longer)
+    short = [run.mean_of_last for run in of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX")]
+    assert f"score {first} and {second}, five with k = 5 {min(short):.1f} to {max(short):.1f} (" in LENGTH
+    assert len(short) == 5 and f"steps do: {first} and {second}, and" in RESULTS
+    fallen = []
+    for run, since in zip(longer, (40, 65), strict=True):
+        iterations, steps = run.curve("charts/episodic_length")
+        assert steps[iterations == since - 1] < 1000 and steps[-1] == 1000
+        fallen += [*iterations[(iterations >= since) & (steps < 1000)]]
+    assert len(fallen) == 3 and "from iterations 40 and 65 on\nall evaluations but three last a thousand steps" in LENGTH
+
+
 def test_numbers_in_the_text_on_the_adversary(runs):
     """Hopper medium, k = 20. The weight alone differs from lambda = 1e-9; lambda = 0 freezes the model as well."""
     name = "RAMBO, k = 20, λ = {}, rollout_batch_size 12500, JAX"
