@@ -144,6 +144,30 @@ def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
         run.evaluate(10, {"weight": np.ones(3)})
 
 
+def test_tensorboard_is_on_disk_after_an_evaluation_and_in_a_checkpoint(run, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    synchronised = []
+    monkeypatch.setattr("os.fsync", synchronised.append)
+
+    def on_disk():
+        return {
+            name: len(events.Scalars(name))
+            for events in [EventAccumulator(str(run.folder)).Reload()]
+            for name in events.Tags()["scalars"]
+        }
+
+    for iteration in (1, 2, 3):
+        run.log(iteration, {"losses/qf_values": 1.0})
+    assert not synchronised, "the disk would be waited for in every iteration"
+    run.log(3, metrics_of(-100), "evaluations.csv")
+    expected = {"losses/qf_values": 3, "losses/value_bound_ratio": 3, "charts/episodic_return": 1}
+    assert on_disk() == expected and synchronised
+    run.log(4, {"losses/qf_values": 1.0})
+    run.state(4)
+    assert on_disk() == expected | {"losses/qf_values": 4, "losses/value_bound_ratio": 4}
+
+
 def test_the_value_bound(run, capsys):
     np.testing.assert_array_equal(run.rewards, run.dataset.rows[:, 4])  # 3 observations, an action
     for low, high, q, ratio in [
