@@ -341,7 +341,7 @@ def pretrain_dynamics(
         improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)
         best_errors = where(improved, errors, best_errors)
         best_layers = jax.tree.map(partial(where, improved[:, None, None]), dynamics.layers, best_layers)
-        patience = where(improved.any(), 0, epochs_since_improvement + 1)
+        patience = where(jnp.isfinite(errors).all(), where(improved.any(), 0, epochs_since_improvement + 1), 11)
         new_state = dynamics, optimizer, (best_errors, best_layers), patience
         return jax.tree.map(partial(where, epochs_since_improvement > 10), state, new_state)
 
@@ -354,7 +354,7 @@ def pretrain_dynamics(
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
         (best_errors, _), patience = state[2], state[3].min()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{patience}/10")
-        if patience > 10 or not jnp.isfinite(best_errors).any():
+        if patience > 10:
             break
     bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
@@ -813,18 +813,18 @@ def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -
 
 def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, terminated: Callable, args: Args):
     """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
-    states, complete = [], True
+    states, checkpoints = [], []
     for run in runs:
-        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"):
-            with np.load(run.folder / "checkpoint.npz", allow_pickle=False) as file:
-                arrays = dict(file)
-            run.go_on(arrays)
-            states.append(from_numpy({"buffer": state.buffer[0]} | arrays, take(state, 0)))
-            complete = complete and "buffer" in arrays
-    if len({run.iteration for run in runs}) > 1:
+        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(run.folder / "checkpoint.npz") as file:
+            checkpoints.append(dict(file))
+            run.check_checkpoint(checkpoints[-1])
+            states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
+    if len({int(checkpoint["iteration"]) for checkpoint in checkpoints}) > 1:
         raise InputError("--resume: the seeds are at different iterations, resume them one by one")
+    for run, checkpoint in zip(runs, checkpoints, strict=True):
+        run.go_on(checkpoint)
     state = stack(states)
-    if args.real_ratio < 1 and not complete:
+    if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         rollout = jax.jit(jax.vmap(partial(rollout_models, rows=rows, terminated=terminated, args=args)))
         for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
@@ -857,7 +857,7 @@ def explain(problem: str):
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
 checkpoint_interval eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint_buffer cuda compile cudagraphs track
-capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
+wandb_project_name wandb_entity capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
@@ -870,7 +870,7 @@ def parse_args(argv: list[str] | None = None) -> Args:
     args = tyro.cli(Args, args=argv, default=defaults)
     compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
     rules = {
-        "--seed must be below 2**32": args.seed < 2**32,
+        "--seed must be below 2**32": args.seed + getattr(args, "num_seeds", 1) <= 2**32,
         "--gamma must be below 1": args.gamma < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
@@ -924,7 +924,7 @@ D4RL_ENVS = {  # the environment, and the returns of a random and of an expert p
     "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
 }
 # Does an episode end at this un-normalised next observation [..., O]? The model learns no termination: the rule is
-# given, for numpy, torch and jax arrays alike. NaN and infinity terminate.
+# given, for numpy, torch and jax arrays alike. NaN in a coordinate that it reads terminates.
 TERMINATION_RULES = {
     "Hopper": lambda s: ~((0.7 < s[..., 0]) & (s[..., 0] < 1e9) & (abs(s[..., 1]) < 0.2) & (abs(s[..., 1:]) < 100).all(-1)),
     "Walker2d": lambda s: ~((0.8 < s[..., 0]) & (s[..., 0] < 2.0) & (abs(s[..., 1]) < 1.0)),
@@ -1068,7 +1068,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
     """
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
-    with explain(f"{path} cannot be read: is it complete, and HDF5?"), h5py.File(path, "r") as file:
+    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path, "r") as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
@@ -1292,7 +1292,7 @@ class Run:
         # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
         event_file_writer = tensorboardX.event_file_writer.EventFileWriter
         event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
-        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.iteration else None)
+        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.args.resume else None)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
@@ -1304,10 +1304,17 @@ class Run:
         tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
         return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
 
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): rows that came after it are forgotten."""
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises InputError if this run cannot go on from there."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+        if checkpoint["iteration"] > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {checkpoint['iteration']}, raise --total-iterations")
+
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten."""
+        self.check_checkpoint(checkpoint)
+        (self.folder / "result.json").unlink(missing_ok=True)
         self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
         for table in self.tables:
             self.save(table.name, lambda file, name=table.name: file.write(str(checkpoint[name]).encode()))

@@ -208,6 +208,7 @@ def test_agent_update_moves_each_part_by_its_own_loss(agent, batch):
         agent.target_critic.parameters(), before.target_critic.parameters(), critic.parameters(), strict=True
     ):
         torch.testing.assert_close(new, (1 - ARGS.tau) * old + ARGS.tau * online)
+        assert not new.requires_grad, "autograd would keep every update in memory"
     # Adam's first step moves the temperature by its learning rate, down if the entropy exceeds its target of -A
     entropy = -log_probs.mean().item()
     change = -ARGS.policy_lr if entropy > -ACTION_DIM else ARGS.policy_lr

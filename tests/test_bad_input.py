@@ -123,7 +123,7 @@ def test_files_that_are_no_hdf5(rambo):
     whole = write_hdf5(Path("whole.hdf5"), hopper_log()).read_bytes()
     Path("truncated.hdf5").write_bytes(whole[: len(whole) // 2])
     for name in ("text.hdf5", "empty.hdf5", "truncated.hdf5"):
-        assert_matches(refused(rambo, "--dataset-path", name), f"{name} cannot be read", "complete, and HDF5")
+        assert_matches(refused(rambo, "--dataset-path", name), f"{name} cannot be read", "complete, HDF5")
 
 
 @one_script
@@ -258,9 +258,9 @@ def test_compiling_without_a_compiler(monkeypatch, compiler):
 
 def test_numbers_of_seeds_that_make_no_sense(subtests):
     twin = importlib.import_module("rambo_continuous_jax")
-    for flags in (["--num-seeds", "0"], ["--num-seeds", "2", "--track"]):
+    for flags in (["--num-seeds", "0"], ["--num-seeds", "2", "--track"], ["--num-seeds", "2", "--seed", str(2**32 - 1)]):
         with subtests.test(flags=str(flags)):
-            assert_matches(refused(twin, *flags), "--num-seeds")
+            assert_matches(refused(twin, *flags), "-seed")
 
 
 @one_script
@@ -386,6 +386,7 @@ def test_resuming_with_another_dataset_in_the_same_place(rambo, two_runs):
 @TWO_RUNS
 def test_arguments_that_contradict_the_run_to_go_on_with(rambo, two_runs):
     two_runs(rambo)
+    assert_matches(refused(rambo, "--resume", "run1", "--total-iterations", 0), "iteration \\d, raise --total-iterations")
     for flags in (["--seed", 7], ["--gamma", 0.5], ["--rollout-length", 3], ["--env-id", "hopper-medium-v2"]):
         old = getattr(rambo.parse_args(["--resume", "run1"]), flags[0].removeprefix("--").replace("-", "_"))
         assert_matches(refused(rambo, "--resume", "run1", *flags), f"that run has {flags[0]} {old}; leave it out")

@@ -384,9 +384,10 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_previous_one_usable(ram
 def test_a_resumed_runs_tensorboard_has_every_step_once(rambo):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = run_here(rambo, *PENDULUM, "--total-iterations", 1)
-    time.sleep(1.1)  # event files are named by the second in which they were opened
-    run_here(rambo, "--resume", folder, "--total-iterations", 3)
+    folder = run_here(rambo, *PENDULUM, "--total-iterations", 0)
+    for flags in (["1", "--checkpoint-interval", 0], ["1", "--checkpoint-interval", 1], ["3"]):  # from 0, from 0 again, from 1
+        time.sleep(1.1)  # event files are named by the second in which they were opened
+        run_here(rambo, "--resume", folder, "--total-iterations", *flags)
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [event.step for event in events.Scalars("losses/qf_loss")] == [1, 2, 3]
@@ -432,9 +433,8 @@ def test_a_refused_resume_leaves_the_runs_arguments_alone(rambo):
 @one_script
 def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     """Only the first digit of iteration 12 is left, which would be iteration 1."""
-    run = rambo.Run(
-        rambo.parse_args(PENDULUM), rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
-    )
+    args = rambo.parse_args([*PENDULUM, "--total-iterations", "11"])
+    run = rambo.Run(args, rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1")))
     rows = ["iteration,value\n", *(f"{iteration},0.5\n" for iteration in range(1, 12))]
     for name in ("metrics.csv", "evaluations.csv"):
         (run.folder / name).write_text("".join(rows))
@@ -442,7 +442,9 @@ def test_a_row_that_a_crash_cut_off_is_forgotten(rambo):
     for name in ("metrics.csv", "evaluations.csv"):
         with (run.folder / name).open("a") as file:
             file.write("1")
+    run.save_json("result.json", {"status": "finished"})
     run.go_on(checkpoint)
+    assert not (run.folder / "result.json").exists(), "it is running again"
     for name in ("metrics.csv", "evaluations.csv"):
         assert (run.folder / name).read_text() == "".join(rows)
 

@@ -678,8 +678,11 @@ def test_seeds_are_resumed_together_or_alone(three_seeds, tmp_path, monkeypatch)
     first, second, third = (f"runs/{folder.name}" for folder in stopped)
     train("--resume", second, "--total-iterations", 2)
     assert_same_run(straight[1], Path(second), rtol=1e-3, atol=1e-4)
+    files = [path for folder in (first, second, third) for path in Path(folder).iterdir() if path.name != ".lock"]
+    before = [path.read_bytes() for path in files]
     with pytest.raises(in_jax.InputError, match="at different iterations"):
         train("--resume", first, "--num-seeds", 3, "--total-iterations", 3)
+    assert [path.read_bytes() for path in files] == before
     with pytest.raises(in_jax.InputError, match="not the first folder of 4 seeds"):
         train("--resume", first, "--num-seeds", 4, "--total-iterations", 3)
     shutil.rmtree(second)
@@ -724,7 +727,7 @@ def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(t
     assert not np.array_equal(runs[0].policy["fc1.weight"], runs[2].policy["fc1.weight"])
 
 
-def test_a_seed_that_has_stopped_pretraining_keeps_its_weights_while_others_go_on(monkeypatch):
+def test_a_seed_that_stopped_pretraining_or_diverged_keeps_its_weights_while_others_go_on(monkeypatch):
     """The first seed's error never falls, so it stops after 11 more epochs; the second one's falls in every epoch."""
     rows, keys = jax.random.normal(jax.random.PRNGKey(0), (32, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
     seeds = jax.jit(jax.vmap(lambda key: in_jax.Dynamics(2, 3, 1, 8, in_jax.nnx.Rngs(key))))(keys)
@@ -748,3 +751,8 @@ def test_a_seed_that_has_stopped_pretraining_keeps_its_weights_while_others_go_o
     for i in (0, 1):
         for one, other in zip(*map(jax.tree.leaves, (longer, pretrain(20, i))), strict=True):
             np.testing.assert_allclose(one[i], other[0], rtol=1e-3, atol=1e-4)
+
+    monkeypatch.setattr(in_jax, "holdout_errors", lambda *arguments: jnp.where(errors(*arguments) == 1, jnp.nan, 1.0))
+    shorter, longer = (pretrain(epochs, 0, 1) for epochs in (1, 3))
+    np.testing.assert_array_equal(shorter.max_log_var[0], longer.max_log_var[0])
+    assert not np.array_equal(shorter.max_log_var[1], longer.max_log_var[1])
