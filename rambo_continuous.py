@@ -90,8 +90,8 @@ class Args:
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
-    rollout_length: int = 5  # steps of each model rollout (k); some datasets have their own default, see above
-    adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; see above
+    rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
+    adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
     norm_adv: bool = True  # normalise the advantages of the adversarial loss over the batch
     rollout_batch_size: int = 50_000  # model rollouts started at each iteration; a multiple of num_elites
     rollout_retain_iterations: int = 5  # the agent learns from the rollouts of so many past iterations

@@ -297,7 +297,9 @@ def name_methods(runs: list[Run]) -> str:
         if len(experiments[run.method]) > 1 and not experiment.startswith("rambo_continuous"):
             variant = f"{run.method.variant}, {experiment}".removeprefix(", ")
             run.method = Method(f"{run.method.name}, {experiment}", run.method.pair, variant)
+    everywhere = {key for key in values if all(key in run.args for run in runs)}  # older versions lack some
     shared = {key: value for key, (value, *more) in values.items() if not more and value != defaults.get(key)}
+    shared = {key: value for key, value in shared.items() if key in everywhere}
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in sorted(shared.items()))
 
 
@@ -413,7 +415,7 @@ def seeds_section(runs: Runs, left_out: list[Run], flags: dict[str, str]) -> str
     for run in left_out:
         reached = f"{run.rows[-1]['iteration']} of {run.args['total_iterations']}"
         what = f"{run.dataset}, {run.method.name}, seed {run.seed}"
-        text.append(f"Not counted, still at iteration {reached}: {what}, score {number(run.last)}.")
+        text.append(f"Not counted, as of iteration {reached}: {what}, score {number(run.last)}.")
     return "\n\n".join(filter(None, text))
 
 

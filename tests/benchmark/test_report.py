@@ -168,7 +168,7 @@ def test_every_seed_is_listed(page):
     assert rows["RAMBO, k = 5, λ = 0.0003"][0] == "-151.0"
     (rows,) = tables(page, "### hopper-medium-replay-v2 (log.hdf5)")  # not D4RL's file: not in the tables above
     assert rows["RAMBO, k = 5, λ = 0.0003"][0] == "0.0"
-    assert "still at iteration 9 of 20: hopper-medium-replay-v2, RAMBO, k = 5, λ = 0.0003, seed 4, score 59.0." in page
+    assert "as of iteration 9 of 20: hopper-medium-replay-v2, RAMBO, k = 5, λ = 0.0003, seed 4, score 59.0." in page
     assert "Iterations: 20. All runs with `--total-iterations 20`." in page
 
 
