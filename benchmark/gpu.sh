@@ -18,8 +18,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 repo=$PWD
 OUT=$(realpath -m "${OUT:-benchmark/results/gpu}")
-RESUME=${RESUME:+$(realpath "$RESUME")}
+if [ -n "${RESUME:-}" ]; then
+  ls "$RESUME"/*__*.tar.gz >/dev/null || exit 1 # says what is not there
+  RESUME=$(realpath "$RESUME")
+fi
 PYTHON=${PYTHON:-python3}
+[[ $PYTHON != */* ]] || PYTHON=$(realpath -s "$PYTHON") # steps run in other folders
 BUDGET=${BUDGET:-570}
 PATHS=${PATHS:-jax-1 jax-8 torch-compile-graphs}
 ITERATIONS=${ITERATIONS:-30}
@@ -130,7 +134,7 @@ for part in "$@"; do
       cd "$work/long" || exit
       declare -A pids
       for env_id in $DATASETS; do # at the same time; each leaves a checkpoint every 20 iterations, whenever it is stopped
-        first=$(find . -path "./runs/${env_id}__*/seeds.json" -exec dirname {} \;)
+        first=$(find . -path "./runs/${env_id}__*/seeds.json" -exec dirname {} \; | sort | tail -1) # the newest
         timeout $((BUDGET - SECONDS > 20 ? BUDGET - SECONDS - 20 : 1)) "$PYTHON" "$repo/rambo_continuous_jax.py" \
           --env-id "$env_id" --dataset-path "$(cd "$repo" && log_of "$env_id")" --num-seeds "$NUM_SEEDS" \
           --no-checkpoint-buffer --checkpoint-interval 20 ${first:+--resume "$first"} "${long_args[@]}" \

@@ -40,7 +40,8 @@ def describe(folders: list[Path], speed: dict) -> str:
     whole = seconds * 1000 / args["updates_per_iteration"]
     row = [len(folders), args["updates_per_iteration"], f"{updates_alone(folders[0]):.3f} s", f"{seconds:.3f} s over {count}"]
     row.append(f"{2000 * whole / 60:.1f} min")
-    comparable = speed and args["env_id"].split("-")[0] == speed["arguments"]["training"]["env_id"].split("-")[0]
+    timed = speed["arguments"]["training"]["env_id"] if "torch" in speed.get("loops", {}) else ""
+    comparable = args["env_id"].split("-")[0] == timed.split("-")[0]
     gflop = len(folders) * speed["loops"]["torch"]["iteration"]["gflop"] if comparable else np.nan
     row.append(f"{gflop / whole / speed['matrix_gflops']:.1%}" if comparable else "")
     scores = [read_column(folder / "evaluations.csv", "charts/normalized_score")[-1] for folder in folders]
@@ -55,8 +56,8 @@ def main(work: Path) -> None:
     for runs in sorted(work.glob("*/runs")):
         for env_id in sorted({folder.name.split("__")[0] for folder in runs.iterdir()}):
             folders = sorted(path.parent for path in runs.glob(f"{env_id}__*/evaluations.csv"))
-            with_metrics = [folder for folder in folders if (folder / "metrics.csv").exists()]
-            rows += [f"| {runs.parent.name} | {env_id} | {describe(with_metrics, speed)} |"] if with_metrics else []
+            measured = [folder for folder in folders if len(read_column(folder / "evaluations.csv", "iteration"))]
+            rows += [f"| {runs.parent.name} | {env_id} | {describe(measured, speed)} |"] if measured else []
     if rows:
         header = "path | dataset | seeds | updates in an iteration | these alone | iteration, all included"
         header += " | 2,000 of 1,000 updates | of float32 speed | score at iteration"

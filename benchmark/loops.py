@@ -213,7 +213,7 @@ def compile_jax(problem: Problem, seeds: int) -> tuple[dict[str, list], Callable
 
     import rambo_continuous_jax as twin
 
-    jax.config.update("jax_default_matmul_precision", "float32")  # as main does
+    jax.config.update("jax_default_matmul_precision", problem.args.matmul_precision)  # as main does
     if problem.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     settings = {name: value for name, value in vars(problem.args).items() if name in vars(twin.Args())}

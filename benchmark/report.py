@@ -116,8 +116,8 @@ class Run:
     @property
     def dataset(self) -> str:
         """The id; a file of another name is told from it."""
-        env_id, path = self.args["env_id"], Path(self.args["dataset_path"] or self.args["env_id"])
-        return env_id if path.name.removesuffix(".hdf5").replace("_", "-") == env_id else f"{env_id} ({path.name})"
+        env_id, name = self.args["env_id"], Path(self.args["dataset_path"] or "").name
+        return env_id if name.removesuffix(".hdf5").replace("_", "-") in ("", env_id) else f"{env_id} ({name})"
 
     @property
     def seed(self) -> int:
@@ -225,7 +225,8 @@ def write_tidy(path: Path, runs: Runs, rewards: dict[str, float] | None) -> None
         seeds = {run.seed: {k: v for k, v in run.args.items() if k not in {*common, "seed"}} for run in group}
         methods[method.name] = {"args": common, "seeds": {seed: own for seed, own in seeds.items() if own}}
         for run in group:
-            rows += [row | {"method": method.name, "seed": run.seed, "status": ""} for row in run.rows]
+            own = {"method": method.name, "seed": run.seed, "status": ""}
+            rows += [row | own for row in run.rows or [{"iteration": 0}]]  # it may diverge before it has a row
             rows[-1]["status"] = run.status
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
@@ -294,7 +295,7 @@ def name_methods(runs: list[Run]) -> str:
         experiments[run.method].add(args["exp_name"])
     for run in runs:  # the names of experiments are free: they only tell apart what would else be the same
         experiment = run.args["exp_name"]
-        if len(experiments[run.method]) > 1 and not experiment.startswith("rambo_continuous"):
+        if len(experiments[run.method]) > 1 and experiment not in ("rambo_continuous", "rambo_continuous_jax"):
             variant = f"{run.method.variant}, {experiment}".removeprefix(", ")
             run.method = Method(f"{run.method.name}, {experiment}", run.method.pair, variant)
     everywhere = {key for key in values if all(key in run.args for run in runs)}  # older versions lack some
@@ -376,7 +377,7 @@ def each_seed(runs: list[Run], value: Callable[[Run], float]) -> str:
 
 def largest_ratios(runs: list[Run]) -> list[float]:
     """The largest mean Q over its bound of each run; empty where the bound is not known."""
-    ratios = [run.curve(RATIO)[1] for run in runs]
+    ratios = [ratio[np.isfinite(ratio)] for ratio in (run.curve(RATIO)[1] for run in runs)]
     return [ratio.max() for ratio in ratios if len(ratio)]
 
 
@@ -419,6 +420,11 @@ def seeds_section(runs: Runs, left_out: list[Run], flags: dict[str, str]) -> str
     return "\n\n".join(filter(None, text))
 
 
+def comparable(runs: list[Run]) -> bool:
+    """Has each run a score? One that diverged has that of a random policy, which is known for normalised scores."""
+    return all(run.status != "diverged" for run in runs) or any(run.is_normalised for run in runs)
+
+
 def or_random(run: Run, value: Callable[[Run], float]) -> float:
     """0, the score of a random policy, for a run that diverged."""
     return 0.0 if run.status == "diverged" else value(run)
@@ -426,7 +432,7 @@ def or_random(run: Run, value: Callable[[Run], float]) -> float:
 
 def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
     """Of a two-sided permutation test that the mean of the last 10 is another one; exact for a few seeds."""
-    if group is reference or min(len(group), len(reference)) < 2:
+    if group is reference or min(len(group), len(reference)) < 2 or not comparable(group + reference):
         return ""
     scores = [[or_random(run, MEAN_SCORE) for run in runs] for runs in (group, reference)]
     test = partial(permutation_test, statistic=lambda x, y: np.mean(x) - np.mean(y), n_resamples=samples, rng=0)
@@ -442,8 +448,8 @@ def summary_table(runs: Runs, samples: int) -> str:
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
         scores = {run.seed: "-" if run.status == "diverged" else number(run.mean_of_last) for run in group}
-        median = np.median([or_random(run, MEAN_SCORE) for run in group])
-        row = [method.name, *(scores.get(seed, "") for seed in seeds), number(median), mean_and_std(group, MEAN_SCORE)]
+        median = number(np.median([or_random(run, MEAN_SCORE) for run in group])) if comparable(group) else ""
+        row = [method.name, *(scores.get(seed, "") for seed in seeds), median, mean_and_std(group, MEAN_SCORE)]
         row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
@@ -571,7 +577,7 @@ def judge(pair: tuple[int, float], runs: list[Run]) -> Verdict:
         q = run.curve("losses/qf_values")[1]
         window = max(LAST, round(WINDOW * len(q)))
         means.append(q[-window:].mean())
-        ratios.append(run.curve(RATIO)[1][-window:].sum() / window)  # 0 where it is not known
+        ratios.append(run.curve(RATIO)[1][-window:].sum() / max(min(window, len(q)), 1))  # 0 where it is not known
         variations.append(q[-window:].std() / max(abs(means[-1]), 1e-6))
     verdict = Verdict(pair, float(np.mean(means)), float(max(variations)), "")
     if max(ratios) > 1:

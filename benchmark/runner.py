@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -31,10 +32,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 RUNS = Path("runs")
 POLL_SECONDS = 0.5
 # Arguments without influence on the result, which a run may have or not
-IRRELEVANT = "resume load_model save_model checkpoint_interval capture_video cuda num_seeds eval_workers"
+IRRELEVANT = "resume load_model save_model checkpoint_interval checkpoint_buffer capture_video cuda num_seeds eval_workers"
 IRRELEVANT += " compile cudagraphs track wandb_project_name wandb_entity"
 # The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")
@@ -61,9 +64,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_folders(args: dict[str, Any]) -> list[Path]:
-    """The run folders with these arguments, newest first. The last parts of a folder's name are the seed and the time."""
-    folders, wanted = RUNS.glob(f"*__{args['seed']}__*"), relevant(args)
-    found = [folder for folder in folders if relevant(read_json(folder / "args.json")) == wanted]
+    """The run folders of this script with these arguments, newest first. The last parts of their names are seed and time."""
+    saved = {folder: read_json(folder / "args.json") for folder in RUNS.glob(f"*__{args['seed']}__*")}
+    same_script = {folder: own for folder, own in saved.items() if ("num_seeds" in own) == ("num_seeds" in args)}
+    found = [folder for folder, own in same_script.items() if relevant(own) == relevant(args)]
     return sorted(found, key=lambda folder: folder.name.rpartition("__")[2], reverse=True)
 
 
@@ -80,6 +84,20 @@ def find_state(args: dict[str, Any]) -> tuple[str, Path | None]:
     return best, states.get(best)
 
 
+def can_go_on_together(folders: list[Path]) -> bool:
+    """Were these seeds started at once, and are their checkpoints of the same iteration? Those are written one by one."""
+
+    def iteration(folder: Path) -> int | None:
+        try:
+            with np.load(folder / "checkpoint.npz") as file:
+                return int(file["iteration"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    names = list(read_json(folders[0] / "seeds.json"))[: len(folders)]
+    return names == [folder.name for folder in folders] and len(set(map(iteration, folders))) == 1
+
+
 @dataclass
 class Job:
     """One command of the list, for one seed or, with the JAX script, for several side by side."""
@@ -88,6 +106,8 @@ class Job:
     argv: list[str]
     seeds: list[dict[str, Any]]
     """the arguments of the run folder of each seed"""
+    group: tuple
+    """the dataset and the first seed of its line"""
     process: subprocess.Popen | None = None
 
     def __str__(self) -> str:
@@ -96,18 +116,13 @@ class Job:
     @property
     def name(self) -> str:
         """The run folder's name without the time."""
-        return re.sub(r"[/:]", "-", "{env_id}__{exp_name}__{seed}".format(**self.seeds[0]))
+        return re.sub(r"[^\w.-]+", "-", "{env_id}__{exp_name}__{seed}".format(**self.seeds[0]))
 
     @property
     def log(self) -> Path:
         """The file of its output, the same for the same command."""
-        key = json.dumps([len(self.seeds), relevant(self.seeds[0])], sort_keys=True)
+        key = json.dumps([self.script, len(self.seeds), relevant(self.seeds[0])], sort_keys=True)
         return RUNS / "logs" / f"{self.name}__{hashlib.sha256(key.encode()).hexdigest()[:8]}.log"
-
-    @property
-    def group(self) -> tuple:
-        """The dataset and the seed."""
-        return tuple(self.seeds[0][key] for key in ("env_id", "dataset_path", "seed"))
 
     @property
     def ensemble(self) -> tuple | None:
@@ -120,8 +135,8 @@ class Job:
     def state(self) -> tuple[str, Path | None]:
         """The state that its seeds have in common, or mixed, and the folder of the first."""
         found = [find_state(args) for args in self.seeds]
-        starts = {folder.name.rpartition("__")[2] for state, folder in found if state == "resumable"}
-        together = len({state for state, _ in found}) == 1 and len(starts) <= 1
+        resumable = [folder for state, folder in found if state == "resumable"]
+        together = len({state for state, _ in found}) == 1 and (len(resumable) < 2 or can_go_on_together(resumable))
         return found[0] if together else ("mixed", None)
 
     def command(self, jobs: list["Job"]) -> list[str]:
@@ -201,9 +216,10 @@ def read_jobs(lines: Iterable[str]) -> list[Job]:
         except (module.InputError, SystemExit) as error:
             raise CommandError(f"{line.strip()}: {error}") from error
         seeds = [args | {"seed": args["seed"] + i} for i in range(args.get("num_seeds", 1))]
-        new = [Job(script, argv, seeds)]
+        group = tuple(args[key] for key in ("env_id", "dataset_path", "seed"))
+        new = [Job(script, argv, seeds, group)]
         if new[0].state()[0] == "mixed":  # seeds that stopped at different points go on one by one
-            new = [Job(script, [*argv, "--seed", str(seed["seed"]), "--num-seeds", "1"], [seed]) for seed in seeds]
+            new = [Job(script, [*argv, "--seed", str(seed["seed"]), "--num-seeds", "1"], [seed], group) for seed in seeds]
         for job in new:
             jobs.setdefault(job.log, job)
     return list(jobs.values())
@@ -292,6 +308,8 @@ def main() -> int:
             raise CommandError("runner.py needs Linux or macOS; on Windows use WSL")
         if not workers.isdecimal() or int(workers) < 1:
             raise CommandError(f"WORKERS={workers}: must be a whole number, 1 or more")
+        if group and not group.isdecimal():
+            raise CommandError(f"GROUP={group}: must be a whole number, 0 or more")
         jobs = read_jobs(sys.stdin)
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -71,8 +71,10 @@ def make_problem(args: Args) -> Problem:
 def run_torch(problem: Problem, deterministic: bool, function: Callable) -> None:
     """`deterministic` is torch's switch, on by default in the script, not in CleanRL."""
     torch.use_deterministic_algorithms(deterministic)
+    torch.set_float32_matmul_precision("highest" if problem.args.matmul_precision == "float32" else "high")
     torch.utils.deterministic.fill_uninitialized_memory = False  # as the script sets it
     function()
+    torch.set_float32_matmul_precision("highest")  # for the product that tells the machine's speed
     torch.utils.deterministic.fill_uninitialized_memory = True
     if problem.device == "cuda":
         torch.cuda.synchronize()
@@ -274,6 +276,7 @@ def main(args: Args) -> None:
         results |= measure(args, problem, names)
         print(describe(results))
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(results, indent=2, default=str) + "\n")
 
 

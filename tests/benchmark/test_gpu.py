@@ -1,6 +1,7 @@
 """benchmark/gpu.sh without a GPU and with the smallest settings: what comes back, and that it goes on from there."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tarfile
 from fnmatch import fnmatch
 from pathlib import Path
 
+import gpu_summary
 from conftest import ROOT
 
 RUN = "--updates-per-iteration 5 --rollout-batch-size 100 --model-max-pretrain-epochs 1 --model-hidden-dim 32 --batch-size 512"
@@ -18,7 +20,14 @@ SPEED += " --training.rollout-length 2 --training.model-hidden-dim 24 --training
 
 def run_gpu(out: Path, *steps: str, **environment: str) -> tuple[int, str]:
     """Exit code, and summary.md."""
-    tiny = dict(ALLOW_CPU="1", PYTHON=sys.executable, OUT=str(out), JAX_PLATFORMS="cpu", SPEED_ARGS=SPEED, RUN_ARGS=RUN)
+    tiny = dict(
+        ALLOW_CPU="1",
+        PYTHON=os.path.relpath(sys.executable, ROOT),
+        OUT=str(out),
+        JAX_PLATFORMS="cpu",
+        SPEED_ARGS=SPEED,
+        RUN_ARGS=RUN,
+    )
     tiny |= dict(DATASETS="hopper-mini-v2", NUM_SEEDS="1", ITERATIONS="3", PATHS="torch-graphs") | environment
     command = ["bash", str(ROOT / "benchmark" / "gpu.sh"), *steps]
     process = subprocess.run(command, capture_output=True, text=True, timeout=500, env=os.environ | tiny)
@@ -68,3 +77,20 @@ def test_what_fails_or_has_no_time_is_said(tmp_path):
     assert code == 0 and "| speed | stopped |" in summary and "failed" not in summary
     code, message = run_gpu(tmp_path / "d", "fast")
     assert code == 1 and "no such step: fast" in message
+    code, message = run_gpu(tmp_path / "e", "long", RESUME=str(tmp_path))
+    assert code == 1 and "No such file" in message
+
+
+def test_a_run_that_was_stopped_before_its_first_evaluation_leaves_the_others_their_summary(tmp_path, capsys):
+    (tmp_path / "steps.md").write_text("steps")
+    for path, row in (("jax-1", ""), ("jax-8", "0,12.5,3.0\n")):
+        folder = tmp_path / path / "runs" / "hopper-mini-v2__rambo_continuous_jax__1__0"
+        folder.mkdir(parents=True)
+        (folder / "args.json").write_text(
+            '{"updates_per_iteration": 5, "num_seeds": 1, "total_iterations": 3, "env_id": "hopper"}'
+        )
+        (folder / "evaluations.csv").write_text(row and "iteration,charts/normalized_score,seconds\n" + row)
+        (folder / "metrics.csv").write_text(row and "iteration,charts/SPS,charts/model_SPS\n1,5,5\n2,5,5\n")
+    gpu_summary.main(tmp_path)
+    rows = read_rows(capsys.readouterr().out)
+    assert [row[0] for row in rows[2:]] == ["jax-8"] and rows[2][-1] == "0: 12.5"

@@ -235,7 +235,8 @@ def test_names_of_experiments_only_tell_apart_what_else_is_the_same(tmp_path):
     common = "RAMBO, k = 5, λ = 0.0003"
     assert method_names(tmp_path) == {common, "RAMBO, k = 5, λ = 0", f"{common}, JAX"}
     write_run(tmp_path, hopper, 1, 55, exp_name="another_machine")
-    assert method_names(tmp_path) >= {common, f"{common}, another_machine"}
+    write_run(tmp_path, hopper, 1, 65, exp_name="rambo_continuous_mine")
+    assert method_names(tmp_path) >= {common, f"{common}, another_machine", f"{common}, rambo_continuous_mine"}
 
 
 def test_unfinished_runs_count_on_demand(logs):
@@ -298,6 +299,27 @@ def test_a_run_that_is_added_takes_the_place_of_the_same_method_and_seed(tmp_pat
     scores = {method.pair: {run.seed: run.last for run in group} for (_, method), group in runs.items()}
     assert scores == {(5, 3e-4): {1: 49.0, 2: 79.0}, (20, 3e-4): {2: 89.0}}
     assert [run.args["save_model"] for run in report.read(path) if run.args["rollout_length"] == 5] == [True, False]
+
+
+def test_a_run_that_diverged_before_its_first_row_stays_in_the_log(tmp_path):
+    for seed in (1, 2):
+        folder = write_run(tmp_path / "runs", "hopper-medium-v2", seed, 50, status=("diverged", "finished")[seed - 1])
+        if seed == 1:
+            for name in ("evaluations.csv", "metrics.csv"):
+                (folder / name).write_text("")
+    tidy(tmp_path / "runs", tmp_path / "hopper-medium-v2.csv")
+    assert {run.seed: run.status for run in report.read(tmp_path)} == {1: "diverged", 2: "finished"}
+
+
+def test_a_diverged_run_has_no_score_where_scores_are_returns(tmp_path):
+    """0, which it counts as where scores are normalised, would be the pendulum's best return."""
+    for seed in (1, 2):
+        write_run(tmp_path, "Pendulum-v1", seed, -150, status=("diverged", "finished")[seed - 1])
+        write_run(tmp_path, "Pendulum-v1", seed, -170, adv_weight=0.0)
+    runs, _, _ = report.group_runs(report.read(tmp_path), unfinished=False)
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in report.summary_table(runs, samples=100).splitlines()]
+    assert rows[2][1] == "-" and rows[2][3:6] == ["", "-", ""]  # median, mean ± std, p
+    assert rows[3][3] and rows[3][5] == "", "compared with the first row"
 
 
 def test_the_bound_comes_from_the_runs_or_else_from_the_rewards_of_the_log(tmp_path):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import runner
 
@@ -74,6 +75,7 @@ def main(args):
         for i, folder in enumerate(folders):
             folder.mkdir(parents=True)
             (folder / "args.json").write_text(json.dumps(asdict(args) | dict(seed=args.seed + i, num_seeds=1)))
+        (folders[0] / "seeds.json").write_text(json.dumps(names))
     for folder in folders:
         if not resume and args.load_model is None and args.save_model:
             time.sleep(0.3)
@@ -227,6 +229,14 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
     code, output, _ = run_list(line)
     assert code == 0 and "2 skipped, 1 finished" in output
     assert f"--resume {run_folders()[1]}" in output and len(run_folders()) == 3
+    for iterations, jobs in (([2, 2, 2], 1), ([2, 1, 2], 3)):  # checkpoints are written seed by seed
+        for folder, iteration in zip(run_folders(), iterations, strict=True):
+            (folder / "result.json").unlink(missing_ok=True)
+            np.savez(folder / "checkpoint.npz", iteration=iteration)
+        output = run_list(line, "python stand_in.py --env-id other", DRY_RUN="1")[1]
+        assert output.count("--resume") == jobs and f"# {jobs + 1} commands, 2 groups" in output
+        output = run_list(line, "python stand_in.py --env-id other", DRY_RUN="1", GROUP="1")[1]
+        assert "--env-id other" in output and "# 1 commands" in output
 
 
 def test_a_wrong_command_stops_the_list_before_it_starts(run_list, subtests):
@@ -244,6 +254,8 @@ def test_a_wrong_command_stops_the_list_before_it_starts(run_list, subtests):
 
 
 def test_a_wrong_number_of_workers_is_refused_in_one_line(run_list, subtests):
+    code, _, errors = run_list("python stand_in.py", GROUP="-1")
+    assert code == 1 and errors == "error: GROUP=-1: must be a whole number, 0 or more\n"
     for workers in ["0", "-1", "four"]:
         with subtests.test(workers=str(workers)):
             code, _, errors = run_list("python stand_in.py", WORKERS=workers)
