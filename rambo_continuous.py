@@ -390,10 +390,12 @@ def update_agent(
     qf_loss.backward()
     optimizers["critic"].step()
 
+    agent.critic.requires_grad_(False)  # the critics get no gradient from this loss
     policy_loss, log_probs = actor_loss(agent, batch.observations, noise[1])
     optimizers["actor"].zero_grad()
-    policy_loss.backward(inputs=list(agent.actor.parameters()))  # the critics get no gradient from this loss
+    policy_loss.backward()
     optimizers["actor"].step()
+    agent.critic.requires_grad_(True)
 
     alpha, target_entropy = exp(agent.log_alpha.detach()), -batch.actions.shape[-1]
     alpha_loss = -(agent.log_alpha * (log_probs.detach() + target_entropy)).mean()
@@ -402,8 +404,7 @@ def update_agent(
         alpha_loss.backward()
         optimizers["alpha"].step()
 
-    with torch.no_grad():
-        torch._foreach_lerp_(list(agent.target_critic.parameters()), list(agent.critic.parameters()), args.tau)
+    torch._foreach_lerp_(list(agent.target_critic.parameters()), [p.detach() for p in agent.critic.parameters()], args.tau)
     metrics = {
         "losses/qf_loss": qf_loss,
         "losses/qf_values": values.mean(),

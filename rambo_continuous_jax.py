@@ -574,7 +574,7 @@ def train_iteration(
     """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics."""
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
-    num_updates, batch_size, train_rows = args.updates_per_iteration, args.batch_size, rows[len(holdout.rewards) :]
+    num_updates, batch_size, num_holdout = args.updates_per_iteration, args.batch_size, len(holdout.rewards)
     num_real = round(args.real_ratio * batch_size)
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
@@ -584,13 +584,12 @@ def train_iteration(
     if use_model:
         rollouts, metrics = rollout_models(agent, dynamics, rows, rollout_key, terminated, args)
         buffer = buffer.at[iteration % args.rollout_retain_iterations].set(rollouts)  # over the oldest
-    model_rows = buffer.reshape(-1, rows.shape[1])
     num_model_rows = jnp.minimum(iteration + 1, len(buffer)) * buffer.shape[1]
 
     # Agent update: SAC on dataset and model rows
     def agent_step(carry: tuple, draws: tuple) -> tuple:
-        real, imagined, noise = draws
-        batch = split_rows(concatenate([rows[real], model_rows[imagined]]), obs_dim)
+        real, imagined, noise = draws  # the buffer is not flattened: that would copy it
+        batch = split_rows(concatenate([rows[real], buffer[jnp.unravel_index(imagined, buffer.shape[:2])]]), obs_dim)
         *carry, metrics = update_agent(*carry, batch, noise, args)
         return tuple(carry), metrics
 
@@ -607,7 +606,7 @@ def train_iteration(
         *model, observations = carry
         step, starts, restarts, real, elites, noise = draws
         observations = where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
-        real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
+        real, restarts = split_rows(rows[real], obs_dim), rows[restarts, :obs_dim]
         *carry, metrics = update_model(agent, *model, observations, restarts, real, elites, noise, terminated, args)
         return tuple(carry), metrics
 
@@ -616,7 +615,7 @@ def train_iteration(
             jnp.arange(num_updates),
             jax.random.randint(model_keys[0], (num_updates, batch_size), 0, len(rows)),
             jax.random.randint(model_keys[1], (num_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[2], (num_updates, args.num_elites, batch_size), 0, len(train_rows)),
+            jax.random.randint(model_keys[2], (num_updates, args.num_elites, batch_size), num_holdout, len(rows)),
             jax.random.randint(model_keys[3], (num_updates, batch_size), 0, args.num_elites),
             jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
         )
@@ -694,8 +693,8 @@ def main(args: Args) -> None:
     learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
     optimizers = {name: jax.vmap(adam_init)(parameters) for name, parameters in learnt.items()}
     retained = args.rollout_retain_iterations if use_model else 0
-    buffer = jnp.zeros((args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]))
-    state = TrainState(agent, dynamics, optimizers, buffer, train_keys)
+    shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
+    state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
     if args.resume:
         state = load_checkpoints(runs.values(), state, rows, terminated, args)
     iterate = jax.vmap(partial(train_iteration, terminated=terminated, args=args), (0, None, None, None))
@@ -826,9 +825,9 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, ter
     state = stack(states)
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
-        rollout = jax.jit(jax.vmap(partial(rollout_models, rows=rows, terminated=terminated, args=args)))
+        rollout = jax.jit(jax.vmap(partial(rollout_models, terminated=terminated, args=args), (0, 0, None, 0)))
         for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
-            rollouts, _ = rollout(state.agent, state.dynamics, key=fold_in(state.key, i))
+            rollouts, _ = rollout(state.agent, state.dynamics, rows, fold_in(state.key, i + 10))  # split gives 0 to 4
             buffer = state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts)
             state = state._replace(buffer=buffer)
     return state

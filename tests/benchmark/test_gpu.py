@@ -1,7 +1,6 @@
 """benchmark/gpu.sh without a GPU and with the smallest settings: what comes back, and that it goes on from there."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
