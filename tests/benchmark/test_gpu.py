@@ -76,7 +76,7 @@ def test_what_fails_or_has_no_time_is_said(tmp_path):
     assert code == 0 and "| speed | stopped |" in summary and "failed" not in summary
     code, message = run_gpu(tmp_path / "d", "fast")
     assert code == 1 and "no such step: fast" in message
-    code, message = run_gpu(tmp_path / "e", "long", RESUME=str(tmp_path))
+    code, message = run_gpu(tmp_path / "e", "long", RESUME=str(tmp_path), BUDGET="2")
     assert code == 1 and "No such file" in message
 
 
