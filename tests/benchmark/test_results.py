@@ -113,10 +113,12 @@ def test_numbers_in_the_text_on_the_paper_length_run():
         ("falls_1100", 2, "was blind in 2 of 10 falls"),
         ("falls_bundled_log", 0, "torch, seed 1) in 0 of 10"),
         ("falls_k5", 10, "| 174 | 10 of 10 ([states](results/paper_length/falls_k5.csv)) |"),
+        ("falls_k20_seed4", 0, "[states](results/paper_length/falls_k20_seed4.csv)"),
         ("falls_k20", 0, "| 388 | 0 of 10 ([states](results/paper_length/falls_k20.csv)) |"),
     ):
         found = falls.summary(report.read_csv(folder / f"{name}.csv"))
         assert found.startswith("10 of 10") and f"In {blind} of them" in found and text in LENGTH
+        assert name != "falls_k20_seed4" or "| 10 | 29 | 41 |" in found and "it promises 29 where 41 follow,\n" in LENGTH
     assert "| 10 | 38 | 47 |" in found and "ten steps before it does the critic promises 38 where 47 follow" in LENGTH
     for log, text in (
         ("hopper-mini-v2", "{} and {} on the bundled log"),
@@ -259,16 +261,23 @@ def test_numbers_in_the_text_on_runaway_values(runs):
 def test_numbers_in_the_text_on_longer_rollouts_from_the_start(runs):
     log = "hopper-sbx-full-replay-v2"
     longer = of(runs, log, "RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX")
-    first, second = (f"{run.mean_of_last:.1f}" for run in longer)
+    first, second, third, fourth = (f"{run.mean_of_last:.1f}" for run in longer)
     short = [run.mean_of_last for run in of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX")]
-    assert f"score {first} and {second}, five with k = 5 {min(short):.1f} to {max(short):.1f} (" in LENGTH
-    assert len(short) == 5 and f"steps do: {first} and {second}, and" in RESULTS
+    text = f"score {first}, {second}, {third} and {fourth}, five with k = 5 {min(short):.1f} to {max(short):.1f} ("
+    assert text in LENGTH and len(short) == 5
+    p = report.p_value(longer, of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX"), 10_000)
+    assert f"three seeds of four: {first}, {second} and {third}, and" in RESULTS and f"and has {fourth} (p = {p})." in RESULTS
+    assert f"barely: {fourth})" in RUNAWAY and f"the fourth has {fourth})" in LENGTH
     fallen = []
-    for run, since in zip(longer, (40, 65), strict=True):
+    for run, since in zip(longer, (40, 65, 43), strict=False):
         iterations, steps = run.curve("charts/episodic_length")
         assert steps[iterations == since - 1] < 1000 and steps[-1] == 1000
         fallen += [*iterations[(iterations >= since) & (steps < 1000)]]
-    assert len(fallen) == 3 and "from iterations 40 and 65 on\nall evaluations but three last a thousand steps" in LENGTH
+    assert len(fallen) == 4
+    assert "from iterations 40, 65 and 43 on all their evaluations but four last a thousand steps" in LENGTH
+    iterations, scores = longer[3].scores
+    assert (scores[iterations >= 42] >= 30).sum() == 1 and scores[iterations == 41] >= 30
+    assert "From iteration 42 on the fourth is below 30 in all evaluations but one;" in LENGTH
 
 
 def test_numbers_in_the_text_on_the_adversary(runs):
