@@ -1,7 +1,7 @@
 """How fast RAMBO runs on this machine, part by part, next to the loop that one would write first.
 
     python benchmark/speed.py --output speed.json    # every loop that this machine can run
-    python benchmark/speed.py --before ../v1.0       # and those of the version before, from a checkout of v1.0
+    python benchmark/speed.py --before ../v1.0       # and those of the version before, from a checkout of v1.0 (6ec55d8)
     python benchmark/speed.py --count-kernels        # how many instructions XLA makes of an update; measures no time
 
 The loops are in loops.py: yardstick, torch (rambo_continuous.py --no-cudagraphs), torch-compile, torch-graphs and

@@ -78,6 +78,7 @@ BAD_COLUMNS = {
     "rewards in two columns": (dict(rewards=np.zeros((48, 2))), r"rewards.*\(48, 2\)"),
     "terminals in two columns": (dict(terminals=np.zeros((48, 2))), r"cannot be read.*\(48,"),
     "columns of different lengths": (dict(rewards=np.zeros(47)), "observations has shape"),
+    "different lengths, no next observations": (dict(rewards=np.zeros(47), next_observations=None), "columns of one length"),
     "text": (dict(rewards=np.array([b"one"] * 48)), "not numbers"),
     "NaN in the observations": (with_value("observations", (7, 3), np.nan), "observations.*NaN.*row 7"),
     "infinity in the rewards": (with_value("rewards", 9, np.inf), "rewards.*infinity in row 9"),
@@ -392,6 +393,7 @@ def test_arguments_that_contradict_the_run_to_go_on_with(rambo, two_runs):
         assert_matches(refused(rambo, "--resume", "run1", *flags), f"that run has {flags[0]} {old}; leave it out")
     message = refused(rambo, "--resume", "run1", "--seed", 7, "--tau", 0.5)
     assert_matches(message, "--seed 1", "--tau 0.005")
+    assert rambo.parse_args(["--resume", "run1", "--wandb-project-name", "another"]).wandb_project_name == "another"
 
 
 @TWO_RUNS

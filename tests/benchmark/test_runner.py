@@ -181,6 +181,17 @@ def test_without_a_model_its_arguments_do_not_make_another_run(run_list):
     assert "2 finished" in run_list(f"{line} --batch-size 2", "python stand_in.py --num-elites 1")[1]
 
 
+def test_a_run_of_the_other_script_under_the_same_name_is_another_run(run_list):
+    """With the same --exp-name both scripts' folders are named alike: torch's arguments have no num_seeds."""
+    line = "python stand_in.py"
+    assert "1 finished" in run_list(line)[1]
+    saved = run_folders()[0] / "args.json"
+    args = json.loads(saved.read_text())
+    del args["num_seeds"]
+    saved.write_text(json.dumps(args))
+    assert "1 finished" in run_list(line)[1] and len(run_folders()) == 2
+
+
 def test_group_runs_one_dataset_and_seed(run_list):
     lines = [f"python stand_in.py --seed {seed} --adv-weight {weight}" for seed in (1, 2) for weight in (1, 2)]
     assert "2 finished" in run_list(*lines, GROUP="0")[1]
