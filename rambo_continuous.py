@@ -1,5 +1,5 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
-# Usage, metrics, results and deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
+# Usage, metrics, results, deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
 import csv
 import difflib
 import hashlib
@@ -404,7 +404,7 @@ def update_agent(
         alpha_loss.backward()
         optimizers["alpha"].step()
 
-    torch._foreach_lerp_(list(agent.target_critic.parameters()), [p.detach() for p in agent.critic.parameters()], args.tau)
+    torch._foreach_lerp_(list(agent.target_critic.parameters()), [p.data for p in agent.critic.parameters()], args.tau)
     metrics = {
         "losses/qf_loss": qf_loss,
         "losses/qf_values": values.mean(),
@@ -528,7 +528,7 @@ def main(args: Args) -> None:
     # TRY NOT TO MODIFY: seeding
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # or it fills all new memory with NaN: 17 kernels an update
+    torch.utils.deterministic.fill_uninitialized_memory = False  # True fills new memory with NaN: 17 kernels an update
     torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -975,7 +975,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
     """
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
-    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path, "r") as file:
+    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
@@ -1199,7 +1199,8 @@ class Run:
         # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
         event_file_writer = tensorboardX.event_file_writer.EventFileWriter
         event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
-        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.args.resume else None)
+        purge_step = self.iteration + 1 if self.args.resume else None
+        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=purge_step)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
@@ -1215,8 +1216,8 @@ class Run:
         """Raises InputError if this run cannot go on from there."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if checkpoint["iteration"] > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {checkpoint['iteration']}, raise --total-iterations")
+        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 
     def go_on(self, checkpoint: dict) -> None:
         """Resumes from a checkpoint with state(): what came after it is forgotten."""
@@ -1279,7 +1280,8 @@ class Run:
         if ratio > 1 and not self.warned:
             self.warned = True
             text = f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
-            tqdm.write(f"{text} Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md")
+            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+            tqdm.write(f"{text} {advice}")
         return ratio
 
     def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:

@@ -1,5 +1,5 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
-# Usage, metrics, results and deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
+# Usage, metrics, results, deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
 import csv
 import difflib
 import hashlib
@@ -814,7 +814,8 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, ter
     """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
     states, checkpoints = [], []
     for run in runs:
-        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(run.folder / "checkpoint.npz") as file:
+        path = run.folder / "checkpoint.npz"
+        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(path) as file:
             checkpoints.append(dict(file))
             run.check_checkpoint(checkpoints[-1])
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
@@ -828,8 +829,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, ter
         rollout = jax.jit(jax.vmap(partial(rollout_models, terminated=terminated, args=args), (0, 0, None, 0)))
         for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             rollouts, _ = rollout(state.agent, state.dynamics, rows, fold_in(state.key, i + 10))  # split gives 0 to 4
-            buffer = state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts)
-            state = state._replace(buffer=buffer)
+            state = state._replace(buffer=state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts))
     return state
 
 
@@ -1067,7 +1067,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
     """
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
-    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path, "r") as file:
+    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
@@ -1291,7 +1291,8 @@ class Run:
         # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
         event_file_writer = tensorboardX.event_file_writer.EventFileWriter
         event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
-        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration + 1 if self.args.resume else None)
+        purge_step = self.iteration + 1 if self.args.resume else None
+        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=purge_step)
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
         return writer
@@ -1307,8 +1308,8 @@ class Run:
         """Raises InputError if this run cannot go on from there."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if checkpoint["iteration"] > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {checkpoint['iteration']}, raise --total-iterations")
+        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 
     def go_on(self, checkpoint: dict) -> None:
         """Resumes from a checkpoint with state(): what came after it is forgotten."""
@@ -1371,7 +1372,8 @@ class Run:
         if ratio > 1 and not self.warned:
             self.warned = True
             text = f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
-            tqdm.write(f"{text} Try --rollout-length 20 --rollout-batch-size 12500, see benchmark/runaway_values.md")
+            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+            tqdm.write(f"{text} {advice}")
         return ratio
 
     def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
