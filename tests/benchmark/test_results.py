@@ -118,7 +118,7 @@ def test_numbers_in_the_text_on_the_paper_length_run():
     ):
         found = falls.summary(report.read_csv(folder / f"{name}.csv"))
         assert found.startswith("10 of 10") and f"In {blind} of them" in found and text in LENGTH
-        assert name != "falls_k20_seed4" or "| 10 | 29 | 41 |" in found and "it promises 29 where 41 follow,\n" in LENGTH
+        assert name != "falls_k20_seed4" or "| 10 | 29 | 41 |" in found and "it promises 29 where 41 follow, [" in LENGTH
     assert "| 10 | 38 | 47 |" in found and "ten steps before it does the critic promises 38 where 47 follow" in LENGTH
     for log, text in (
         ("hopper-mini-v2", "{} and {} on the bundled log"),
@@ -214,6 +214,10 @@ def test_numbers_in_the_text_of_the_results(runs):
     scores = [of(runs, "halfcheetah-sbx-medium-v2", name)[0].mean_of_last for name in names]
     text = "seed 1 has {:.1f}, with λ = 3e-4 {:.1f}, with the frozen model {:.1f}."
     assert text.format(*scores) in RESULTS
+    longer = of(runs, "halfcheetah-sbx-medium-v2", "RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX")
+    passed, best = min(run.bound_passed for run in longer), max(run.scores[1].max() for run in longer)
+    assert f"passes the bound at iteration {passed}, reaches {report.largest_ratios(longer)[0]:.0f} times the bound" in RESULTS
+    assert f"no evaluation\nscores more than {best:.1f}." in RESULTS
 
 
 def test_numbers_in_the_text_on_runaway_values(runs):
@@ -242,10 +246,12 @@ def test_numbers_in_the_text_on_runaway_values(runs):
         f"A gap of {missed.curve('charts/value_gap')[1][-1]:.0f} (Hopper medium-replay, seed 1) stays at {ratio:.2f}"
         in RUNAWAY
     )
-    short, hopper, walker = [], [], {}
+    short, hopper, walker, cheetah = [], [], {}, {True: [], False: []}
     for (log, method), group in runs.items():
         passed = {run.seed: run.bound_passed is not None for run in group}
-        if method.pair and method.pair[0] > 5 and log.startswith("hopper"):
+        if method.pair and log == "halfcheetah-sbx-medium-v2":
+            cheetah[method.pair[0] > 5] += passed.values()
+        elif method.pair and method.pair[0] > 5 and log.startswith("hopper"):
             hopper += passed.values()
         elif method.pair and method.pair[0] > 5:
             walker[log, method] = passed
@@ -256,25 +262,32 @@ def test_numbers_in_the_text_on_runaway_values(runs):
     text = f"medium log {len(seeds)} of {sum(map(len, walker.values()))} do (k = 20 and 50), all with seed 3."
     assert text in RUNAWAY and set(seeds) == {3} and {log for log, _ in walker} == {"walker2d-sbx-medium-v2"}
     assert f"{sum(short)} of the {len(short)} runs with k = 5 do" in RUNAWAY
+    longer, usual = (f"{sum(cheetah[is_longer])} of {len(cheetah[is_longer])}" for is_longer in (True, False))
+    assert f"{longer} passes it, by far, and {usual} with k = 5." in RUNAWAY
 
 
 def test_numbers_in_the_text_on_longer_rollouts_from_the_start(runs):
     log = "hopper-sbx-full-replay-v2"
     longer = of(runs, log, "RAMBO, k = 20, λ = 0.0003, rollout_batch_size 12500, JAX")
-    first, second, third, fourth = (f"{run.mean_of_last:.1f}" for run in longer)
+    first, second, third, fourth, fifth = (f"{run.mean_of_last:.1f}" for run in longer)
     short = [run.mean_of_last for run in of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX")]
-    text = f"score {first}, {second}, {third} and {fourth}, five with k = 5 {min(short):.1f} to {max(short):.1f} ("
+    text = f"score {first}, {second}, {third}, {fourth} and {fifth}, five with k = 5 {min(short):.1f} to {max(short):.1f} ("
     assert text in LENGTH and len(short) == 5
     p = report.p_value(longer, of(runs, log, "RAMBO, k = 5, λ = 0.0003, JAX"), 10_000)
-    assert f"three seeds of four: {first}, {second} and {third}, and" in RESULTS and f"and has {fourth} (p = {p})." in RESULTS
-    assert f"barely: {fourth})" in RUNAWAY and f"the fourth has {fourth})" in LENGTH
+    assert f"four seeds of five: {first}, {second}, {third} and {fifth}, whose" in RESULTS
+    assert f"seed 4 falls early and has {fourth} (p = {p})." in RESULTS
+    assert f"barely: {fourth})" in RUNAWAY and f"the other has {fourth})" in LENGTH
     fallen = []
     for run, since in zip(longer, (40, 65, 43), strict=False):
         iterations, steps = run.curve("charts/episodic_length")
         assert steps[iterations == since - 1] < 1000 and steps[-1] == 1000
         fallen += [*iterations[(iterations >= since) & (steps < 1000)]]
     assert len(fallen) == 4
-    assert "from iterations 40, 65 and 43 on all their evaluations but four last a thousand steps" in LENGTH
+    assert "From iterations 40, 65 and 43 on all evaluations of the first three but four last a thousand steps," in LENGTH
+    iterations, steps = longer[4].curve("charts/episodic_length")
+    whole = steps[iterations >= 54] == 1000
+    assert whole[0] and whole[-1] and not (steps[iterations < 54] == 1000).any()
+    assert f"from 54 on {whole.sum()} of {len(whole)} of the fifth." in LENGTH
     iterations, scores = longer[3].scores
     assert (scores[iterations >= 42] >= 30).sum() == 1 and scores[iterations == 41] >= 30
     assert "From iteration 42 on the fourth is below 30 in all evaluations but one;" in LENGTH
