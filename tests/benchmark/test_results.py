@@ -302,3 +302,21 @@ def test_numbers_in_the_text_on_the_adversary(runs):
     assert f"λ = 1e-9 give p = {p_paper} and {p_large}: no effect" in RESULTS
     assert f"(λ = 0, v1.0 on a CPU) has 64.8 ± 16.8; against it λ = 3e-4 has p = {p_frozen}." in RESULTS
     assert f"with 3e-4\n  (p = {p_paper})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+    page = (BENCHMARK / "adversary.md").read_text(encoding="utf-8")
+    printed = {}  # by imagine.py: (return, percent fallen) of each world, and the first medians of the value change
+    for section in (BENCHMARK / "results" / "imagine.txt").read_text(encoding="utf-8").split("\n\nimagine.py RUN")[1:5]:
+        worlds = [(round(float(r)), round(float(f))) for r, f in re.findall(r" +(\d+\.\d) +(\d+\.\d)%$", section, re.M)]
+        changes = re.findall(r"^(?:the log|imagined) .*(\d\.\d+)$", section, re.M)
+        printed[section.split("\n")[0].strip()] = worlds, changes, re.findall(r"difference: (\S+)", section)
+    (worlds, changes, (correlation,)) = printed["--probe-weight 0.3 --starts 300 --video"]
+    assert "| return of 100 steps | {} | {} | {} |".format(*(returned for returned, _ in worlds)) in page
+    assert "| fallen by then | {} % | {} % | {} % |".format(*(fallen for _, fallen in worlds)) in page
+    assert "by {:.2f} on the log and by {:.2f} at imagined states (medians)".format(*map(float, changes)) in page
+    assert f"weakly so (Spearman correlation {float(correlation):.2f})" in page
+    worlds, changes, _ = printed["--probe-weight 0.03 --starts 300"]
+    assert f"100 steps return {worlds[1][0]} and the predicted value at imagined states is lower by {changes[1]} (" in page
+    worlds, changes, _ = printed["--probe-weight 0.0003 --starts 300"]
+    assert f"with 0.0003 they return {worlds[1][0]}, as" in page and worlds[0] == worlds[1] and changes == ["0.000"] * 2
+    worlds, _, (correlation,) = printed["--starts 300"]
+    assert f"return {worlds[0][0]} and\n{worlds[1][0]} (Spearman correlation {float(correlation):.2f})" in page
