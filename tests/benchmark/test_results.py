@@ -277,7 +277,9 @@ def test_numbers_in_the_text_on_runaway_values(runs):
     first, second, third, hopper = *pairs, returns["hopper-sbx-full-replay-v2, seed 5"]
     text = f"earn {first[0]} and {second[0]} in twenty steps of their final model and {first[1]} and {second[1]} in the"
     assert f"{text} simulator;\nseed 3's, which did not, {third[0]} and {third[1]};" in RUNAWAY
-    assert f"Hopper's (full replay, seed 5) {hopper[0]} and {hopper[1]} (" in RUNAWAY
+    excess = [100 * (float(model) / float(simulator) - 1) for model, simulator in (first, second, third, hopper)]
+    text = "{:.0f}, {:.0f}, {:.0f} and {:.0f} % too much (".format(*excess)
+    assert f"Hopper's (full replay, seed 5) {hopper[0]} and {hopper[1]}: {text}" in RUNAWAY
 
 
 def test_numbers_in_the_text_on_longer_rollouts_from_the_start(runs):
