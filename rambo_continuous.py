@@ -70,7 +70,7 @@ class Args:
     save_model: bool = False  # save the policy, the pretrained and the final dynamics to runs/{run_name}/*.npz
     load_model: str | None = None  # dynamics_pretrained.npz of the same dataset: skip pretraining
     resume: str | None = None  # a run folder: go on from its last checkpoint
-    checkpoint_interval: int = 50  # iterations between two checkpoints of the whole run; 0 writes none
+    checkpoint_minutes: float = 10  # between two checkpoints of the whole run, pretraining included; 0 writes none
     checkpoint_buffer: bool = True  # keep model rollouts in checkpoints; without, 12 MB each, --resume makes new ones
     eval_interval: int = 10  # iterations between two evaluations; the last 10 iterations are all evaluated
     eval_episodes: int = 10  # episodes of each evaluation, with the policy's mode
@@ -282,10 +282,13 @@ def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args) -> Tensor:
+def pretrain_dynamics(
+    dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
+) -> Tensor:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
-    Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges.
+    Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges. A run
+    keeps checkpoints.
     """
     obs_dim, device = holdout.observations.shape[-1], train_rows.device
     dynamics.set_scales(split_rows(train_rows, obs_dim))
@@ -304,9 +307,13 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
     best_errors = torch.full((args.num_models,), math.inf, device=device)  # the first epoch always improves
     best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
-    epochs_since_improvement = 0
-    bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
-    for _ in bar:
+    first_epoch, epochs_since_improvement = 0, 0
+    parts, best = (dynamics, optimizer), (best_errors, *best_weights)
+    if run and args.resume:
+        first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt")
+    epochs = range(first_epoch, args.model_max_pretrain_epochs)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
+    for epoch in epochs:
         order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=device).argsort(1))  # reshuffled for each member
         for indices in order.split(args.batch_size, dim=1):
             update(indices)
@@ -314,17 +321,20 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if not errors.isfinite().all():
             return errors
         improved = errors < 0.99 * best_errors
-        best_errors = where(improved, errors, best_errors)
-        for best, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            best.copy_(where(improved[:, None, None], weight.detach(), best))
+        best_errors.copy_(where(improved, errors, best_errors))
+        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
+            kept.copy_(where(improved[:, None, None], weight.detach(), kept))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
+        bar.update()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
         if epochs_since_improvement > 10:
             break
+        if run and run.checkpoint_is_due():
+            save_checkpoint(run, 0, parts, best, "pretraining.pt", (epoch + 1, epochs_since_improvement))
     bar.close()
     with torch.no_grad():
-        for best, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            weight.copy_(best)
+        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
+            weight.copy_(kept)
     return best_errors
 
 
@@ -551,7 +561,8 @@ def main(args: Args) -> None:
 
     # Agent, model, and the ring buffer of the last iterations' rollouts
     use_model = args.real_ratio < 1
-    pretrain = use_model and not args.resume and not args.load_model
+    resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
+    pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
     agent = Agent(obs_dim, action_dim, args.alpha).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
@@ -564,16 +575,16 @@ def main(args: Args) -> None:
         return metrics
 
     # Pretraining; or what an earlier run left
-    if args.load_model and not args.resume:
+    if args.load_model and not resume:
         load_arrays(args.load_model, dynamics, dataset)
     run = Run(args, dataset)
     if pretrain:
-        errors = pretrain_dynamics(dynamics, train_rows, holdout, args)
+        errors = pretrain_dynamics(dynamics, train_rows, holdout, args, run)
         run.check(0, {"hold-out error": errors.sum().item()})
         elites = errors.argsort()[: args.num_elites].sort().values
         print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in errors)}; elites: {elites.tolist()}")
         dynamics.keep_members(elites)
-    if not args.resume:
+    if not resume:
         clone_behaviour(agent.actor, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
@@ -585,7 +596,9 @@ def main(args: Args) -> None:
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
     parts = agent, dynamics, *optimizers.values()
-    if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
+    if resume:
+        load_checkpoint(run, parts, (buffer,))
+    if resume and use_model and not buffer.any():
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             add_rollouts(iteration)
@@ -613,9 +626,9 @@ def main(args: Args) -> None:
     bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(run.iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last = iteration == args.total_iterations
-        if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
-            save_checkpoint(run, iteration, parts, buffer if args.checkpoint_buffer else None)
+        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
+        if run.checkpoint_is_due(is_pretrained or is_last):
+            save_checkpoint(run, iteration, parts, (buffer,) if args.checkpoint_buffer else ())
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             run.evaluate(iteration, to_numpy(agent))
         if is_last:
@@ -704,30 +717,35 @@ def capture(function: Callable, args: Args, device: torch.device) -> Callable:
     return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
 
 
-def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | None) -> None:
+def save_checkpoint(
+    run: "Run", iteration: int, parts: tuple, tensors: tuple, name: str = "checkpoint.pt", progress: tuple = ()
+) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
-        "buffer": buffer,
+        "tensors": tensors,  # the model's rollouts, where they are kept; of pretraining the best weights
+        "progress": progress,  # of pretraining
         "rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
-    run.save("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+    run.save(name, lambda file: torch.save(checkpoint, file))
+    if name == "checkpoint.pt":
+        (run.folder / "pretraining.pt").unlink(missing_ok=True)
 
 
-def load_checkpoint(run: "Run", parts: tuple, buffer: Tensor) -> bool:
-    """Goes on from save_checkpoint's file, running no pickled code. Returns whether it held the model's rollouts."""
-    with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
-        checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
+def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "checkpoint.pt") -> tuple:
+    """Goes on from save_checkpoint's file, running no pickled code. Returns its progress."""
+    with explain(f"--resume {run.folder}: no usable {name} there"):
+        checkpoint = torch.load(run.folder / name, map_location=tensors[0].device, weights_only=True)
         run.go_on(checkpoint)
         for part, state in zip(parts, checkpoint["states"], strict=True):
             part.load_state_dict(state)
+        for tensor, saved in zip(tensors, checkpoint["tensors"], strict=False):
+            tensor.copy_(saved)
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         if torch.cuda.is_initialized() and checkpoint["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
-        if checkpoint["buffer"] is not None:
-            buffer.copy_(checkpoint["buffer"])
-        return checkpoint["buffer"] is not None
+        return checkpoint["progress"]
 
 
 def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
@@ -762,8 +780,8 @@ def explain(problem: str):
 
 
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_interval eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint_buffer cuda compile cudagraphs track
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
 
 
@@ -1160,6 +1178,7 @@ class Run:
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
         fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
         self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.checkpoint_time = time.monotonic()
         self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
         self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
@@ -1207,10 +1226,16 @@ class Run:
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
         self.collect(0)
         self.writer.flush()
         tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
         return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""

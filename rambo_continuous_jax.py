@@ -72,7 +72,7 @@ class Args:
     save_model: bool = False  # save the policy, the pretrained and the final dynamics to runs/{run_name}/*.npz
     load_model: str | None = None  # dynamics_pretrained.npz of the same dataset: skip pretraining
     resume: str | None = None  # a run folder: go on from its last checkpoint
-    checkpoint_interval: int = 50  # iterations between two checkpoints of the whole run; 0 writes none
+    checkpoint_minutes: float = 10  # between two checkpoints of the whole run, pretraining included; 0 writes none
     checkpoint_buffer: bool = True  # keep model rollouts in checkpoints; without, 12 MB each, --resume makes new ones
     eval_interval: int = 10  # iterations between two evaluations; the last 10 iterations are all evaluated
     eval_episodes: int = 10  # episodes of each evaluation, with the policy's mode
@@ -314,12 +314,12 @@ def scan_batches(update: Callable, carry: tuple, order: Tensor, batch_size: int)
 
 
 def pretrain_dynamics(
-    dynamics: Dynamics, keys: Tensor, train_rows: Tensor, holdout: Batch, args: Args
+    dynamics: Dynamics, keys: Tensor, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
 ) -> tuple[Dynamics, Tensor]:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     For all seeds [S, ...] at once; one that has stopped waits for the others. Returns the ensembles with these weights
-    restored and the members' best hold-out errors [S, E], not finite ones if a seed diverges.
+    restored and the members' best hold-out errors [S, E], not finite ones if a seed diverges. A run keeps checkpoints.
     """
     obs_dim = holdout.observations.shape[-1]
 
@@ -349,13 +349,17 @@ def pretrain_dynamics(
     if args.model_max_pretrain_epochs == 0:
         return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
-    bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
-    for i in bar:
+    state, first_epoch = load_pretraining(run, state) if run and args.resume else (state, 0)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=args.model_max_pretrain_epochs)
+    for i in range(first_epoch, args.model_max_pretrain_epochs):
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
         (best_errors, _), patience = state[2], state[3].min()
+        bar.update()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{patience}/10")
         if patience > 10:
             break
+        if run and run.checkpoint_is_due():
+            save_pretraining(run, i + 1, state)
     bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
     return dynamics, best_errors
@@ -653,7 +657,8 @@ def main(args: Args) -> None:
 
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
-    pretrain = use_model and not args.resume and not args.load_model
+    resume = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # after the pretraining
+    pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
 
     def init(key: Tensor) -> tuple[Agent, Dynamics]:
@@ -662,7 +667,7 @@ def main(args: Args) -> None:
         return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
 
     agent, dynamics = jax.jit(jax.vmap(init))(init_keys)
-    if args.load_model and not args.resume:
+    if args.load_model and not resume:
         dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
@@ -680,13 +685,13 @@ def main(args: Args) -> None:
 
     # Pretraining; or what an earlier run left
     if pretrain:
-        dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args)
+        dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args, runs[0])
         for_each_run(lambda i, run: run.check(0, {"hold-out error": float(errors[i].sum())}))
         elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
         for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")
         dynamics = jax.vmap(Dynamics.keep_members)(dynamics, elites)
-    if not args.resume:
+    if not resume:
         agent = agent._replace(actor=clone_behaviour(agent.actor, clone_keys, rows, obs_dim, args))
         if args.save_model and use_model:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
@@ -695,7 +700,7 @@ def main(args: Args) -> None:
     retained = args.rollout_retain_iterations if use_model else 0
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
-    if args.resume:
+    if resume:
         state = load_checkpoints(runs.values(), state, rows, terminated, args)
     iterate = jax.vmap(partial(train_iteration, terminated=terminated, args=args), (0, None, None, None))
     iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
@@ -705,8 +710,8 @@ def main(args: Args) -> None:
     bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(first_iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last = iteration == args.total_iterations
-        if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
+        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
+        if any([run.checkpoint_is_due(is_pretrained or is_last) for run in runs.values()]):
             for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
@@ -802,12 +807,27 @@ def load_arrays(path: str, tree, dataset: "Dataset"):
         return from_numpy(read_arrays(path, dataset), tree)
 
 
+def save_pretraining(run: "Run", epoch: int, state: tuple) -> None:
+    """The pretraining of all seeds, in the folder of the first; save_checkpoint takes its place."""
+    arrays = run.state(0) | to_numpy(state) | {"epoch": epoch}
+    run.save("pretraining.npz", lambda file: np.savez(file, **arrays))
+
+
+def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
+    """The state of save_pretraining, shaped like this one, and how many epochs are done. Raises InputError."""
+    with explain(f"--resume {run.folder}: no usable pretraining.npz there"), np.load(run.folder / "pretraining.npz") as file:
+        checkpoint = dict(file)
+        run.go_on(checkpoint)
+        return from_numpy(checkpoint, state), int(checkpoint["epoch"])
+
+
 def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     arrays = run.state(iteration) | to_numpy(state)
     if not args.checkpoint_buffer:
         del arrays["buffer"]
     run.save("checkpoint.npz", lambda file: np.savez(file, **arrays))
+    (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
 def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, terminated: Callable, args: Args):
@@ -854,8 +874,8 @@ def explain(problem: str):
 
 
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_interval eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint_buffer cuda compile cudagraphs track
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
 
 
@@ -1252,6 +1272,7 @@ class Run:
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
         fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
         self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.checkpoint_time = time.monotonic()
         self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
         self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
         self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
@@ -1299,10 +1320,16 @@ class Run:
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
         self.collect(0)
         self.writer.flush()
         tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
         return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""

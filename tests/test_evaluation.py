@@ -236,7 +236,7 @@ def alive(pid):
 def test_no_process_is_left_behind(end):
     """By the torch script alone: the JAX script has the same lines."""
     command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1"]
-    command += ["--total-iterations", "100000", "--checkpoint-interval", "0"]
+    command += ["--total-iterations", "100000", "--checkpoint-minutes", "0"]
     command += ["--eval-interval", "1000" if end == "Ctrl-C" else "1"]  # the process is idle, or at work
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}

@@ -256,7 +256,7 @@ def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, t
     monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: None)  # there is no iteration to compile
     columns = pendulum_log()
     write_hdf5(Path("pendulum.hdf5"), columns)
-    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-interval", 0]
+    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-minutes", 0]
     run = run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags)
     ((train, holdout, weights),) = seen
     dataset = rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))

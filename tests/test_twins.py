@@ -609,7 +609,7 @@ def test_a_model_pretrained_by_one_script_is_trained_on_by_the_other(source, tar
 
 
 # --num-seeds of the JAX script: several seeds in one call end as their single runs do
-PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-interval", 1, "--save-model"]
+PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, "--checkpoint-minutes", 1e-9, "--save-model"]
 PENDULUM += ["--bc-epochs", 1, "--model-max-pretrain-epochs", 3, "--seed", 4]
 CLOCKS = ("seconds", "charts/SPS", "charts/model_SPS")
 
