@@ -81,18 +81,21 @@ class Args:
     dataset_path: str | None = None  # a D4RL-style HDF5 file to learn from instead of the dataset --env-id names
     d4rl_physics: bool = True  # evaluate D4RL ids in the physics of their data, not in gymnasium's stock -v4
     total_iterations: int = 2000  # iterations of rollouts, agent and adversarial model updates (n_iter, Algorithm 1)
-    updates_per_iteration: int = 1000  # agent updates, and adversarial model updates, in each iteration
+    updates_per_iteration: int = 1000  # agent updates in each iteration
+    model_updates_per_iteration: int | None = None  # adversarial model updates; the paper's default: as many
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # how far the target critics move towards the critics at each update
     batch_size: int = 256  # rows in a batch of the agent, of the model's supervised and its adversarial loss
     policy_lr: float = 1e-4  # learning rate of the actor and of the temperature
     q_lr: float = 3e-4  # learning rate of the critics
+    num_critics: int = 2  # Q-functions; the smallest of their values counts
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
     norm_adv: bool = True  # normalise the advantages of the adversarial loss over the batch
+    halt_outside: bool = False  # a model rollout that leaves the range of the dataset's observations ends there
     rollout_batch_size: int = 50_000  # model rollouts started at each iteration; a multiple of num_elites
     rollout_retain_iterations: int = 5  # the agent learns from the rollouts of so many past iterations
     num_models: int = 7  # dynamics models in the pretrained ensemble
@@ -139,17 +142,17 @@ class BatchedLinear(nn.Module):
 
 
 class Critic(nn.Module):
-    """Two Q-functions: observations [B, O], actions [B, A] -> [2, B]."""
+    """Q-functions side by side, two by default: observations [B, O], actions [B, A] -> [n, B]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 256):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 256, n: int = 2):
         super().__init__()
-        self.fc1 = BatchedLinear(2, obs_dim + action_dim, hidden_dim)
-        self.fc2 = BatchedLinear(2, hidden_dim, hidden_dim)
-        self.fc3 = BatchedLinear(2, hidden_dim, 1)
+        self.fc1 = BatchedLinear(n, obs_dim + action_dim, hidden_dim)
+        self.fc2 = BatchedLinear(n, hidden_dim, hidden_dim)
+        self.fc3 = BatchedLinear(n, hidden_dim, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = concatenate([observations, actions], -1)
-        x = relu(self.fc1(broadcast_to(x, (2, *x.shape))))
+        x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
 
@@ -192,11 +195,11 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 class Agent(nn.Module):
     """Actor, critics, target critics and temperature."""
 
-    def __init__(self, obs_dim: int, action_dim: int, alpha: float):
+    def __init__(self, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2):
         super().__init__()
         self.actor = Actor(obs_dim, action_dim)
-        self.critic = Critic(obs_dim, action_dim)
-        self.target_critic = Critic(obs_dim, action_dim).requires_grad_(False)
+        self.critic = Critic(obs_dim, action_dim, n=num_critics)
+        self.target_critic = Critic(obs_dim, action_dim, n=num_critics).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)))
 
@@ -338,9 +341,33 @@ def pretrain_dynamics(
     return best_errors
 
 
+def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tensor, args: Args) -> Callable:
+    """The function (rewards [...], next_observations [..., O]) -> rewards, terminals [...] that ends steps of the model.
+
+    The environment's rule, on un-normalised states, terminates them. With --halt-outside leaving the range of the dataset's
+    observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
+    """
+    both = concatenate([dataset.observations, dataset.next_observations])
+    low, high = both.amin(0), both.amax(0)
+    # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
+    most = 10 + 1e-4 * len(both)
+    low = where((both == low).sum(0) > most, -math.inf, low)
+    high = where((both == high).sum(0) > most, math.inf, high)
+    lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
+
+    def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
+        terminals = rule(next_observations * obs_std + obs_mean)
+        if args.halt_outside:
+            halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
+            rewards, terminals = rewards + args.gamma * lowest_value * halted, terminals | halted
+        return rewards, terminals
+
+    return end_step
+
+
 @torch.no_grad()
 def rollout_models(
-    agent: Agent, dynamics: Dynamics, rows: Tensor, terminated: Callable, args: Args
+    agent: Agent, dynamics: Dynamics, rows: Tensor, end_step: Callable, args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """k-step rollouts of the stochastic policy in the model from dataset states: rows [k * starts, W], and metrics.
 
@@ -356,8 +383,8 @@ def rollout_models(
         actions, _ = sample_action(agent.actor, observations, torch.randn(*shape, action_dim, device=rows.device))
         mean, log_var = dynamics(observations, actions)
         sample = mean + exp(0.5 * log_var) * torch.randn_like(mean)
-        next_observations, rewards = observations + sample[..., :-1], sample[..., -1:]
-        terminals = terminated(next_observations)[..., None]
+        next_observations = observations + sample[..., :-1]
+        rewards, terminals = (x[..., None] for x in end_step(sample[..., -1], next_observations))
         step = concatenate([observations, actions, rewards, next_observations, terminals.float()], -1)
         steps.append(step.flatten(0, 1))
         restarts = sample_rows(rows, *shape)[..., :obs_dim]
@@ -468,7 +495,7 @@ def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True
 
 def model_loss(
     dynamics: Dynamics, agent: Agent, observations: Tensor, real: Batch, elites: Tensor, noise: Tensor,
-    terminated: Callable, args: Args,
+    end_step: Callable, args: Args,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
@@ -490,8 +517,8 @@ def model_loss(
     sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
     sample = sample.detach()  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
-    terminals = terminated(next_observations)
-    imagined = Batch(observations, actions, sample[:, -1], next_observations, terminals.float())
+    rewards, terminals = end_step(sample[:, -1], next_observations)
+    imagined = Batch(observations, actions, rewards, next_observations, terminals.float())
     advantages = compute_advantages(agent, imagined, args.gamma)
     log_prob = mixture_log_prob(mean, log_var, sample)
     adv_loss = adversarial_loss(log_prob, advantages, args.norm_adv)
@@ -509,7 +536,7 @@ def model_loss(
 
 def update_model(
     agent: Agent, dynamics: Dynamics, optimizer: torch.optim.Optimizer, observations: Tensor, restarts: Tensor,
-    real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
+    real: Batch, elites: Tensor, noise: Tensor, end_step: Callable, args: Args,
     model_loss: Callable = model_loss,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """One step of Eq. 7, as in model_loss. Returns the observations [B, O] to go on from, and metrics.
@@ -517,7 +544,7 @@ def update_model(
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
     loss, next_observations, terminals, metrics = model_loss(
-        dynamics, agent, observations, real, elites, noise, terminated, args
+        dynamics, agent, observations, real, elites, noise, end_step, args
     )
     optimizer.zero_grad()
     loss.backward()
@@ -553,24 +580,21 @@ def main(args: Args) -> None:
     rows = torch.as_tensor(np.random.default_rng(0).permutation(dataset.rows), device=device)
     num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
-    obs_mean, obs_std = torch.tensor(dataset.obs_mean, device=device), torch.tensor(dataset.obs_std, device=device)
-    rule = termination_rule(env)
-
-    def terminated(observations: Tensor) -> Tensor:
-        return rule(observations * obs_std + obs_mean)
+    obs_mean, obs_std = (torch.tensor(x, device=device) for x in (dataset.obs_mean, dataset.obs_std))
+    end_step = rollout_ends(split_rows(rows, obs_dim), termination_rule(env), obs_mean, obs_std, args)
 
     # Agent, model, and the ring buffer of the last iterations' rollouts
     use_model = args.real_ratio < 1
     resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
     pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
-    agent = Agent(obs_dim, action_dim, args.alpha).to(device)
+    agent = Agent(obs_dim, action_dim, args.alpha, args.num_critics).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
     retained = args.rollout_retain_iterations if use_model else 0
     buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)
 
     def add_rollouts(iteration: int) -> dict[str, Tensor]:
-        rollouts, metrics = rollout_models(agent, dynamics, rows, terminated, args)
+        rollouts, metrics = rollout_models(agent, dynamics, rows, end_step, args)
         buffer[iteration % args.rollout_retain_iterations] = rollouts  # over the oldest
         return metrics
 
@@ -615,12 +639,13 @@ def main(args: Args) -> None:
     def model_step(observations: Tensor, restarts: Tensor, real: Tensor, *draws: Tensor) -> tuple:
         real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
         model = agent, dynamics, optimizers["model"]
-        return update_model(*model, observations, restarts, real, *draws, terminated, args, adversary_loss)
+        return update_model(*model, observations, restarts, real, *draws, end_step, args, adversary_loss)
 
     agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
 
     # ALGO LOGIC: Algorithm 1
     num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_model_updates = args.model_updates_per_iteration or num_updates
     num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
@@ -652,17 +677,17 @@ def main(args: Args) -> None:
         # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
         if use_model and args.adv_weight > 0:
             start_time, history = time.time(), []
-            starts, restarts = draw(len(rows), (2, num_updates, batch_size))
-            real_indices = draw(len(train_rows), (num_updates, args.num_elites, batch_size))
-            elites = draw(args.num_elites, (num_updates, batch_size))
-            noise = normal(num_updates, batch_size, action_dim + obs_dim + 1)
+            starts, restarts = draw(len(rows), (2, num_model_updates, batch_size))
+            real_indices = draw(len(train_rows), (num_model_updates, args.num_elites, batch_size))
+            elites = draw(args.num_elites, (num_model_updates, batch_size))
+            noise = normal(num_model_updates, batch_size, action_dim + obs_dim + 1)
             for i, draws in enumerate(zip(restarts, real_indices, elites, noise, strict=True)):
                 if i % args.rollout_length == 0:
                     observations = rows[starts[i], :obs_dim]
                 observations, model_metrics = model_step(observations, *draws)
                 history.append(torch.stack(list(model_metrics.values())))
             metrics |= summarize(model_metrics, history)
-            metrics["charts/model_SPS"] = num_updates / (time.time() - start_time)
+            metrics["charts/model_SPS"] = num_model_updates / (time.time() - start_time)
         if use_model:
             metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean().item()
 

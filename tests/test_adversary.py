@@ -260,7 +260,7 @@ def world():
     return SimpleNamespace(agent=agent, dynamics=dynamics, observations=observations, restarts=restarts, real=real)
 
 
-def update(world, monkeypatch, adv_weight, terminated=never, seed=5, norm_adv=True):
+def update(world, monkeypatch, adv_weight, rule=never, seed=5, norm_adv=True):
     """One plain gradient step of size 1. Returns the new parameters, the imagined batch, its advantages, the outputs."""
     dynamics, seen = copy.deepcopy(world.dynamics), []
     original = rambo.compute_advantages
@@ -278,7 +278,8 @@ def update(world, monkeypatch, adv_weight, terminated=never, seed=5, norm_adv=Tr
         patch.setattr(rambo, "compute_advantages", spy)
         next_observations, metrics = rambo.update_model(
             agent=world.agent, dynamics=dynamics, optimizer=optimizer, observations=world.observations,
-            restarts=world.restarts, real=world.real, elites=elites, noise=noise, terminated=terminated, args=args,
+            restarts=world.restarts, real=world.real, elites=elites, noise=noise, args=args,
+            end_step=lambda rewards, states: (rewards, rule(states)),
         )  # fmt: skip
     ((batch, advantage),) = seen
     return SimpleNamespace(
@@ -368,7 +369,7 @@ def test_imagined_actions_and_next_states_are_made_of_the_noise_and_the_drawn_el
 
 def test_rows_that_terminate_restart_and_their_future_does_not_count(world, monkeypatch):
     """The others go on where they are; without a rule that ends them all do."""
-    step = update(world, monkeypatch, adv_weight=1.0, terminated=lambda x: x[..., 0] > 0)
+    step = update(world, monkeypatch, adv_weight=1.0, rule=lambda x: x[..., 0] > 0)
     ended = step.batch.next_observations[:, 0] > 0
     assert 0 < ended.sum() < BATCH
     assert torch.equal(step.batch.terminals.bool(), ended)

@@ -73,7 +73,7 @@ def trace_torch(folder, *flags):
         watch(in_torch, patch, calls)
         run = run_here(in_torch, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *FLAGS, *flags)
         dataset = in_torch.load_dataset("Pendulum-v1", "pendulum.hdf5", in_torch.make_env("Pendulum-v1"))
-        buffer = torch.load(run / "checkpoint.pt", weights_only=True)["buffer"].numpy()
+        buffer = torch.load(run / "checkpoint.pt", weights_only=True)["tensors"][0].numpy()
     return Trace(calls=calls, buffer=buffer, rows=np.random.default_rng(0).permutation(dataset.rows))
 
 
@@ -89,7 +89,7 @@ def scan(step, carry, xs, unroll=1):
 def trace_jax(folder, *flags):
     counter = iter(range(ITERATIONS))
 
-    def number_rows(agent, dynamics, rows, key, terminated, args):
+    def number_rows(agent, dynamics, rows, key, end_step, args):
         first = 1000 * (1 + next(counter))
         shape = K * args.rollout_batch_size, rows.shape[1]
         return np.broadcast_to(first + np.arange(shape[0], dtype=np.float32)[:, None], shape), {}
@@ -97,7 +97,7 @@ def trace_jax(folder, *flags):
     def count_agent(agent, optimizers, batch, noise, args):
         return agent._replace(log_alpha=agent.log_alpha + 1), optimizers, {"losses/max_abs_qf_value": agent.log_alpha}
 
-    def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, terminated, args):
+    def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, end_step, args):
         return dynamics + 1, optimizer, observations + 0.1, {"model/log_prob": 0.0}
 
     rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)

@@ -357,12 +357,13 @@ def constant_dynamics(deltas, rewards, log_var=-30.0):
     return dynamics
 
 
-def roll_out(dynamics, rows, terminated, **changes):
+def roll_out(dynamics, rows, rule, **changes):
     """Steps of rollouts as a batch [k, starts, ...], and metrics."""
     args = rambo.Args(**(dict(rollout_length=3, rollout_batch_size=20) | changes))
     torch.manual_seed(0)
     agent = rambo.Agent(OBS_DIM, ACTION_DIM, 1.0)
-    rollouts, metrics = rambo.rollout_models(agent, dynamics, rows, terminated, args)
+    end_step = rambo.rollout_ends(split(rows), rule, 0.0, 1.0, args)
+    rollouts, metrics = rambo.rollout_models(agent, dynamics, rows, end_step, args)
     assert rollouts.shape == (args.rollout_length * args.rollout_batch_size, rows.shape[1])
     return split(rollouts.view(args.rollout_length, args.rollout_batch_size, -1)), metrics
 

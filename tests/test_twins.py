@@ -23,9 +23,9 @@ ARGS = dict(gamma=0.9, tau=0.2, q_lr=1e-2, policy_lr=1e-3, model_lr=1e-3, adv_we
 ARGS |= dict(num_models=MEMBERS, num_elites=MEMBERS, rollout_length=2, rollout_batch_size=12, rollout_retain_iterations=2)
 
 
-def terminated(observations):
+def end_step(rewards, observations):
     """A made-up rule that holds for tensors and for arrays, and ends about one episode in six."""
-    return observations[..., 0] > 1
+    return rewards, observations[..., 0] > 1
 
 
 def to_torch(x):
@@ -387,7 +387,7 @@ def test_adversarial_updates(agents, ensembles):
     args, jax_args = in_torch.Args(**ARGS), in_jax.Args(**ARGS)
     optimizer = torch_optimizers(agent, dynamics, args)["model"]
     jax_optimizer = in_jax.adam_init(jax_dynamics)
-    update = jax.jit(partial(in_jax.update_model, terminated=terminated, args=jax_args))
+    update = jax.jit(partial(in_jax.update_model, end_step=end_step, args=jax_args))
     observations, rng = make_rows(BATCH, 9)[:, :OBS_DIM], np.random.default_rng(0)
     mine, theirs, restarted = jnp.asarray(observations), to_torch(observations), 0
     for step in range(3):
@@ -395,7 +395,7 @@ def test_adversarial_updates(agents, ensembles):
         real, jax_real = make_batches(MEMBERS, BATCH, seed=30 + step)
         draws = rng.integers(MEMBERS, size=BATCH), rng.normal(size=(BATCH, ACTION_DIM + OBS_DIM + 1)).astype(np.float32)
         theirs, metrics = in_torch.update_model(
-            agent, dynamics, optimizer, theirs, to_torch(restarts), real, *map(to_torch, draws), terminated, args
+            agent, dynamics, optimizer, theirs, to_torch(restarts), real, *map(to_torch, draws), end_step, args
         )
         jax_dynamics, jax_optimizer, mine, jax_metrics = update(
             jax_agent, jax_dynamics, jax_optimizer, mine, jnp.asarray(restarts), jax_real, *map(jnp.asarray, draws)
@@ -412,14 +412,36 @@ def test_rollouts_are_the_same(agents, ensembles, same_draws):
     (agent, jax_agent), (dynamics, jax_dynamics) = agents, ensembles
     args, jax_args = in_torch.Args(**ARGS), in_jax.Args(**ARGS)
     rows = make_rows(50)
-    rollouts, metrics = in_torch.rollout_models(agent, dynamics, to_torch(rows), terminated, args)
+    rollouts, metrics = in_torch.rollout_models(agent, dynamics, to_torch(rows), end_step, args)
     with jax.disable_jit():  # every step of the scan draws anew
         mine, jax_metrics = in_jax.rollout_models(
-            jax_agent, jax_dynamics, jnp.asarray(rows), jax.random.PRNGKey(0), terminated, jax_args
+            jax_agent, jax_dynamics, jnp.asarray(rows), jax.random.PRNGKey(0), end_step, jax_args
         )
     assert_same_metrics(jax_metrics, metrics)
     assert_close(mine, rollouts)
     assert 0 < rollouts[:, -1].sum() < len(rollouts), "this test needs some rows that terminate"
+
+
+@pytest.mark.parametrize("script", [in_torch, in_jax])
+def test_leaving_the_datasets_range_ends_a_step_at_its_lowest_value(script):
+    """None of the dataset's own rows leaves it; what an environment clips (the last coordinate) is no edge."""
+    rows = make_rows(500)
+    rows[:, [OBS_DIM - 1, -2]] = np.clip(rows[:, [OBS_DIM - 1, -2]], -1, 1)
+    rows[7, OBS_DIM + ACTION_DIM], rows[8, 0], rows[9, -1 - OBS_DIM] = -3.0, 50.0, -60.0  # a reward, a state, a next state
+    to_script = to_torch if script is in_torch else jnp.asarray
+    batch, args = script.split_rows(to_script(rows), OBS_DIM), dict(gamma=0.9, halt_outside=True)
+    rule = lambda states: states[..., 1] > 10  # noqa: E731  of un-normalised states
+    end_step = script.rollout_ends(batch, rule, 1.0, 2.0, script.Args(**args))
+    _, terminals = end_step(batch.rewards, batch.next_observations)
+    assert not terminals.any(), "the dataset's own rows stay"
+    inside, outside, below, clipped, fallen = np.zeros((5, OBS_DIM), np.float32)
+    outside[0], below[0], clipped[-1], fallen[:2] = 50.1, -60.1, 1.5, (50.1, 4.6)
+    states = np.stack([inside, outside, below, clipped, fallen])
+    rewards, terminals = end_step(to_script(np.ones(5, np.float32)), to_script(states))
+    assert terminals.tolist() == [False, True, True, False, True]
+    assert rewards.tolist() == pytest.approx([1, 1 + 0.9 * -30, 1 + 0.9 * -30, 1, 1]), "a fall ends at 0"
+    _, terminals = script.rollout_ends(batch, rule, 1.0, 2.0, script.Args(gamma=0.9))(to_script(np.ones(5)), to_script(states))
+    assert terminals.tolist() == [False, False, False, False, True], "the paper's rollouts go on"
 
 
 def test_the_metrics_of_an_iteration_have_the_same_names_and_reductions(monkeypatch):
