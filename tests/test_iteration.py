@@ -317,9 +317,9 @@ def one_update(request, tmp_path_factory):
         agents.append(agent_class(*parts))
         return agents[-1]
 
-    def watch_rollout(*arguments):
-        num_rows.append(len(arguments[2]))
-        return rollout(*arguments)
+    def watch_rollout(agent, dynamics, rows, *more, **named):
+        num_rows.append(len(rows))
+        return rollout(agent, dynamics, rows, *more, **named)
 
     with pytest.MonkeyPatch.context() as patch, h5py.File(ROOT / "benchmark" / "datasets" / "hopper_mini-v2.hdf5") as file:
         patch.chdir(tmp_path_factory.mktemp("hopper"))
@@ -366,9 +366,9 @@ def test_jax_shuffles_anew_in_each_epoch_with_keys_that_serve_one_purpose(tmp_pa
         jax.debug.callback(lambda order: orders[len(order) if order.ndim == 2 else 0].append(np.asarray(order)), order)
         return carry
 
-    def watch_weights(key, *arguments, original=in_jax.init_agent):
+    def watch_weights(key, *more, original=in_jax.init_agent):
         jax.debug.callback(lambda key: keys["weights"].append(np.asarray(key)), key)
-        return original(key, *arguments)
+        return original(key, *more)
 
     def compile_when_called(function, args, *examples):
         if isinstance(examples[0], in_jax.TrainState):
@@ -376,9 +376,9 @@ def test_jax_shuffles_anew_in_each_epoch_with_keys_that_serve_one_purpose(tmp_pa
         return jax.jit(function)
 
     def watch_keys(name, original):
-        def watching(first, purpose_keys, *arguments):
-            keys[name] = list(np.asarray(purpose_keys))
-            return original(first, purpose_keys, *arguments)
+        def watching(learnt, keys_of_seeds, *more, **named):
+            keys[name] = list(np.asarray(keys_of_seeds))
+            return original(learnt, keys_of_seeds, *more, **named)
 
         monkeypatch.setattr(in_jax, name, watching)
 

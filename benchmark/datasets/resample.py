@@ -13,7 +13,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -244,7 +244,7 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, BrokenExecutor) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was written")

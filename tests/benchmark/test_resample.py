@@ -64,15 +64,6 @@ def test_the_file_has_d4rls_layout_and_says_where_it_comes_from(hopper: Path) ->
     assert [path.name for path in sorted(hopper.iterdir())] == ["hopper_own-v2.hdf5", "resampled.hdf5"]
 
 
-def test_the_log_probabilities_are_those_of_the_policy_it_carries(hopper: Path) -> None:
-    data, policy = read(hopper / "resampled.hdf5"), resample.read_policy(hopper / "hopper_own-v2.hdf5")
-    actions = data["actions"].astype(np.float64)
-    inside = (np.abs(actions) < 0.999).all(1)  # further out float32 actions do not say where they come from
-    log_probs = policy.log_prob(data["observations"], np.arctanh(actions))[inside]
-    assert inside.sum() > 1500
-    np.testing.assert_allclose(data["infos/action_log_probs"][inside], log_probs, atol=1e-3)
-
-
 def test_two_processes_and_more_rows_give_the_same_rows_and_another_seed_others(hopper: Path, tmp_path: Path) -> None:
     args = resample.Args(str(hopper / "hopper_own-v2.hdf5"), tmp_path / "two.hdf5", rows=3500, processes=2)
     resample.main(args)
@@ -80,15 +71,10 @@ def test_two_processes_and_more_rows_give_the_same_rows_and_another_seed_others(
     for name, column in data.items():
         np.testing.assert_array_equal(column, longer[name][:3000], err_msg=name)
     policy = resample.read_policy(hopper / "hopper_own-v2.hdf5")
-    first, other_block, other_seed = (resample.record_block(*which) for which in _blocks(policy))
-    np.testing.assert_array_equal(first["actions"], data["actions"][: len(first["actions"])])
-    starts = [block["observations"][0].tobytes() for block in (first, other_block, other_seed)]
-    noise = [block["actions"][0].tobytes() for block in (first, other_block, other_seed)]
-    assert len(set(starts)) == len(set(noise)) == 3
-
-
-def _blocks(policy: resample.Policy) -> list[tuple]:
-    return [(0, "hopper", policy, 1), (1, "hopper", policy, 1), (0, "hopper", policy, 2)]
+    blocks = [resample.record_block(block, "hopper", policy, seed) for block, seed in ((0, 1), (1, 1), (0, 2))]
+    np.testing.assert_array_equal(blocks[0]["actions"], data["actions"][: len(blocks[0]["actions"])])
+    for name in ("observations", "infos/action_log_probs"):
+        assert len({block[name][0].tobytes() for block in blocks}) == 3
 
 
 def test_random_actions_are_uniform_and_as_ever_for_a_seed() -> None:
@@ -177,26 +163,21 @@ def check_errors(errors: dict[str, np.ndarray]) -> None:
 needs_d4rl = pytest.mark.skipif(not D4RL_FILES.is_dir(), reason=f"no D4RL files at {D4RL_FILES}")
 PUBLISHED = {
     "hopper": (
-        "1.311279 -0.08469521 -0.5382719 -0.07201576 0.04932366 2.1066856 -0.15017354 0.00878345 -0.2848186 -0.18540096 "
-        "-0.28461286",
-        "0.17790751 0.05444621 0.21297139 0.14530419 0.6124444 0.85174465 1.4515252 0.6751696 1.536239 1.6160746 5.6072536",
+        "1.311 -0.085 -0.538 -0.072 0.049 2.107 -0.150 0.009 -0.285 -0.185 -0.285",
+        "0.178 0.054 0.213 0.145 0.612 0.852 1.452 0.675 1.536 1.616 5.607",
         (1422.1, 379),
     ),
     "halfcheetah": (
-        "-0.06845774 0.01641455 -0.18354906 -0.27624607 -0.34061527 -0.09339716 -0.21321271 -0.08774239 5.1730075 -0.04275195 "
-        "-0.03610836 0.14053793 0.06049833 0.09550975 0.067391 0.00562739 0.01338279",
-        "0.07472999 0.30234998 0.3020731 0.34417078 0.17619242 0.5072056 0.25670078 0.32948127 1.2574149 0.7600542 1.9800916 "
-        "6.5653625 7.4663677 4.472223 10.566964 5.6719327 7.498259",
+        "-0.068 0.016 -0.184 -0.276 -0.341 -0.093 -0.213 -0.088 5.173 -0.043 -0.036 0.141 0.060 0.096 0.067 0.006 0.013",
+        "0.075 0.302 0.302 0.344 0.176 0.507 0.257 0.329 1.257 0.760 1.980 6.565 7.466 4.472 10.567 5.672 7.498",
         (4770.3, 356),
     ),
     "walker2d": (
-        "1.218966 0.14163373 -0.03704914 -0.1381431 0.51382244 -0.0471911 -0.47288352 0.04225416 2.3948874 -0.03143199 "
-        "0.04466356 -0.02390724 -0.10134014 0.09090938 -0.00419264 -0.12120572 -0.5497064",
-        "0.12311358 0.324188 0.11456084 0.26230657 0.5640279 0.22718786 0.38373196 0.7373677 1.2387927 0.7980206 1.5664079 "
-        "1.8092705 3.0256042 4.062486 1.4586568 3.744569 5.585129",
+        "1.219 0.142 -0.037 -0.138 0.514 -0.047 -0.473 0.042 2.395 -0.031 0.045 -0.024 -0.101 0.091 -0.004 -0.121 -0.550",
+        "0.123 0.324 0.115 0.262 0.564 0.227 0.384 0.737 1.239 0.798 1.566 1.809 3.026 4.062 1.459 3.745 5.585",
         (2852.1, 1095),
     ),
-}  # fmt: skip
+}
 RANDOM_RETURNS = {"hopper": (18.6, 17), "halfcheetah": (-269, 80), "walker2d": (1.8, 6)}  # of 60,000 rows; std: of an episode
 
 
@@ -213,7 +194,7 @@ def test_d4rls_policy_and_physics_are_those_that_recorded_its_file(body: str) ->
 
 
 @needs_d4rl
-@pytest.mark.parametrize("body, episodes", [("hopper", 48), ("halfcheetah", 22), ("walker2d", 28)])
+@pytest.mark.parametrize("body, episodes", [("hopper", 50), ("halfcheetah", 22), ("walker2d", 28)])
 def test_20000_rows_have_the_moments_of_d4rls_file(body: str, episodes: int, monkeypatch) -> None:
     """Means within a quarter of D4RL's std, stds within a half and mostly a tenth: a single fall moves one by that."""
     monkeypatch.setattr(resample, "EPISODES", episodes)
@@ -221,7 +202,7 @@ def test_20000_rows_have_the_moments_of_d4rls_file(body: str, episodes: int, mon
     mean, std = (np.array(numbers.split(), float) for numbers in PUBLISHED[body][:2])
     returns, (mean_return, std_return) = returns_of(data), PUBLISHED[body][2]
     off = np.abs(data["observations"].std(0) / std - 1)
-    assert len(data["rewards"]) > 19_000
+    assert len(data["rewards"]) >= 20_000
     assert np.abs((data["observations"].mean(0) - mean) / std).max() < 0.25
     assert off.max() < 0.5 and np.median(off) < 0.1
     assert abs(returns.mean() - mean_return) < 4 * std_return / episodes**0.5
