@@ -1,12 +1,12 @@
 """Makes a D4RL medium or expert dataset again, with the policy that recorded it and in the physics it was recorded in.
 
-    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --output resampled.hdf5   # a million rows, other random numbers
+    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --output resampled.hdf5   # a million rows
     python benchmark/datasets/resample.py hopper-random-v2 --output random.hdf5           # uniformly random actions
     python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --check                   # how exact are policy and physics?
 
-D4RL's medium and expert files carry the weights of their policy under metadata/policy; two episodes of a file are enough. D4RL's
-recipe: the stochastic policy, episodes of at most 1,000 steps, whole episodes appended, cut at the number of rows. The result
-has D4RL's layout (--dataset-path takes it), with its origin in the file's attributes; call it resampled, not D4RL.
+D4RL's medium and expert files carry the weights of their policy under metadata/policy; two episodes of a file are enough. The
+recipe is D4RL's: the stochastic policy, episodes of at most 1,000 steps, whole episodes appended, cut at the number of rows.
+The result has D4RL's layout (--dataset-path takes it), with its origin in the file's attributes; call it resampled, not D4RL.
 """
 
 import hashlib
