@@ -15,6 +15,7 @@ wrong (then nothing was started).
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -38,9 +39,9 @@ import numpy as np
 
 RUNS = Path("runs")
 POLL_SECONDS = 0.5
-# Arguments without influence on the result, which a run may have or not
-IRRELEVANT = "resume load_model save_model checkpoint_interval checkpoint_buffer capture_video cuda num_seeds eval_workers"
-IRRELEVANT += " compile cudagraphs track wandb_project_name wandb_entity"
+# Arguments without influence on the result, which a run may have or not; checkpoint_interval: of older versions
+IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_interval checkpoint_buffer capture_video cuda"
+IRRELEVANT += " num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
 # The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")
 # What the pretrained ensemble depends on
@@ -84,6 +85,12 @@ def find_state(args: dict[str, Any]) -> tuple[str, Path | None]:
             states.setdefault("resumable", folder)
     best = next((state for state in ("finished", "diverged", "resumable") if state in states), "new")
     return best, states.get(best)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Once."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def switched_on(name: str) -> bool:
@@ -182,6 +189,8 @@ class Job:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
+            except OSError as error:  # ENOSYS, ENOLCK: some Lustre and NFS
+                warn(f"warning: {RUNS} is on a file system without locks ({error}): start no second runner on this list")
             command = self.command()
             print("$", shlex.join(command), file=log, flush=True)
             words = [sys.executable, *command[1:]]

@@ -1,5 +1,7 @@
 """benchmark/runner.py, the lists and rambo.slurm. Most tests run a stand-in that trains nothing, one the real script."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -261,6 +264,15 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
         assert output.count("--resume") == jobs and f"# {jobs + 1} commands, 2 groups" in output
         output = run_list(line, "python stand_in.py --env-id other", DRY_RUN="1", GROUP="1")[1]
         assert "--env-id other" in output and "# 1 commands" in output
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(run_list, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    runner.warn.cache_clear()
+    code, output, errors = run_list("python stand_in.py", "python stand_in.py --seed 2")
+    assert code == 0 and "2 finished" in output
+    assert errors.count("without locks") == 1 and os.strerror(number) in errors
 
 
 def test_a_wrong_command_stops_the_list_before_it_starts(run_list, subtests):
