@@ -445,24 +445,22 @@ def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
 
 def summary_table(runs: Runs, samples: int) -> str:
     """The table of one dataset in results.md; p compares with its first row."""
-    seeds = sorted({run.seed for group in runs.values() for run in group})
-    header = [f"mean of the last {LAST}", *(f"seed {seed}" for seed in seeds)]
-    header += ["median", "mean ± std (ddof = 0)", "p", "last iteration"]
-    header += ["value gap", "largest Q / bound", "passes the bound"]
+    header = [f"mean of the last {LAST}", "each seed", "mean ± std (ddof = 0)", "p", "last iteration", "value gap"]
+    header += ["largest Q / bound"]
     rows = []
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
-        scores = {run.seed: "-" if run.status == "diverged" else number(run.mean_of_last) for run in group}
-        median = number(np.median([or_random(run, MEAN_SCORE) for run in group])) if comparable(group) else ""
-        row = [method.name, *(scores.get(seed, "") for seed in seeds), median, mean_and_std(group, MEAN_SCORE)]
+        scores = ["-" if run.status == "diverged" else number(run.mean_of_last) for run in group]
+        in_order = [run.seed for run in group] == [*range(1, len(group) + 1)]
+        row = [method.name, ", ".join(scores) if in_order else each_seed(group, MEAN_SCORE), mean_and_std(group, MEAN_SCORE)]
         row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
-            row += ["", "", ""]
+            row += ["", ""]
         else:
+            text = " to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""
             row += [mean_and_std(group, VALUE_GAP)]
-            row += [" to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""]
-            row += [f"{len(passed)} of {len(group)}" + (f", from iteration {min(passed)}" if passed else "")]
+            row += [text + (f"; {len(passed)} of {len(group)} pass 1, from iteration {min(passed)}" if passed else "")]
         rows.append(row)
     return table(header, rows)
 

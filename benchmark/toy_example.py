@@ -46,7 +46,7 @@ FLAGS = f"""
 class Args:
     jax: bool = False
     """run rambo_continuous_jax.py instead of rambo_continuous.py"""
-    output: Path = Path(__file__).resolve().parent / "figures" / "toy.png"
+    output: Path = Path("toy.png")
     """the figure"""
     adv_weight: float = 0.5
     """lambda of the second run (the first has 0)"""
