@@ -445,15 +445,14 @@ def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
 
 def summary_table(runs: Runs, samples: int) -> str:
     """The table of one dataset in results.md; p compares with its first row."""
-    header = [f"mean of the last {LAST}", "each seed", "mean ± std (ddof = 0)", "p", "last iteration", "value gap"]
-    header += ["largest Q / bound"]
+    header = [f"mean of the last {LAST}", "each seed", "mean ± std (ddof = 0)", "p", "value gap", "largest Q / bound"]
     rows = []
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
         scores = ["-" if run.status == "diverged" else number(run.mean_of_last) for run in group]
         in_order = [run.seed for run in group] == [*range(1, len(group) + 1)]
         row = [method.name, ", ".join(scores) if in_order else each_seed(group, MEAN_SCORE), mean_and_std(group, MEAN_SCORE)]
-        row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
+        row += [p_value(group, reference, samples)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
             row += ["", ""]
