@@ -1,4 +1,4 @@
-"""Tables and pictures from run folders and from the logs of published runs:
+"""Tables and pictures from run folders and from published runs:
 
     python benchmark/report.py runs --output report.md --figures figures
 

@@ -7,8 +7,8 @@
 
 A run that is finished with the same arguments (runs/*/args.json, result.json) is skipped, one that broke off is resumed from
 its checkpoint. The ensemble of a dataset and seed is pretrained once, the first command gets --save-model, and is loaded by
-all others, of other lists too. Every run writes to runs/logs/; two runners can share a folder, a log that is locked is
-another's run.
+all others, of other lists too. Every run writes to runs/logs/; two runners can share a folder: a run whose
+output file is locked is another's.
 
 Exit code: 0 if every run of the list is finished, 1 if one failed, diverged or belongs to another runner, or if a command is
 wrong (then nothing was started).
@@ -42,7 +42,7 @@ POLL_SECONDS = 0.5
 # Arguments without influence on the result, which a run may have or not; checkpoint_interval: of older versions
 IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_interval checkpoint_buffer capture_video cuda"
 IRRELEVANT += " num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
-# The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
+# The same for runs on the dataset alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")
 # What the pretrained ensemble depends on
 PRETRAINING = "env_id dataset_path seed batch_size num_models num_elites model_hidden_dim model_lr model_max_pretrain_epochs"

@@ -320,7 +320,7 @@ def test_a_diverged_run_has_no_score_where_scores_are_returns(tmp_path):
     runs, _, _ = report.group_runs(report.read(tmp_path), unfinished=False)
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in report.summary_table(runs, samples=100).splitlines()]
     assert rows[2][1].startswith("-, ") and rows[2][2:4] == ["-", ""]  # each seed, mean ± std, p
-    assert rows[3][1:4] == ["-170.0, -170.0", "-170.0 ± 0.0", ""], "compared with the first row"
+    assert rows[3][1:4] == ["-170.1, -170.1", "-170.1 ± 0.0", ""], "compared with the first row"
 
 
 def test_a_negative_value_does_not_pass_the_bound(tmp_path):
