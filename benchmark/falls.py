@@ -5,8 +5,8 @@
 Plays the episodes of an evaluation with the policy of a run's last checkpoint (of either script). Compares, state by state,
 the critic's value with the discounted return that follows, with what the learned model says (the share of its rollouts from
 there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
-pass through, in the dataset's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png. Given
-such a CSV file it only prints and draws. Given published runs (DATASET.csv) it prints what falls cost: the discounted
+pass through, in the dataset's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png.
+Given such a CSV file it only prints and draws. Given published runs (DATASET.csv) it prints what falls cost: the discounted
 return of evaluations by their score.
 """
 
