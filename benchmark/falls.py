@@ -5,8 +5,8 @@
 Plays the episodes of an evaluation with the policy of a run's last checkpoint (of either script). Compares, state by state,
 the critic's value with the discounted return that follows, with what the learned model says (the share of its rollouts from
 there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
-pass through, in the log's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png. Given
-such a CSV file it only prints and draws. Given a log of published runs (LOG.csv) it prints what falls cost: the discounted
+pass through, in the dataset's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png.
+Given such a CSV file it only prints and draws. Given published runs (DATASET.csv) it prints what falls cost: the discounted
 return of evaluations by their score.
 """
 
@@ -44,15 +44,15 @@ COLUMNS = "episode step terminated reward value return_to_go model_falls distanc
 @dataclass
 class Args:
     source: tyro.conf.Positional[Path]
-    """a run folder with a checkpoint, a CSV file of this program, or a log of published runs"""
+    """a run folder with a checkpoint, a CSV file of this program, or published runs"""
     dataset_path: Path | None = None
-    """the log, if it is not where the run found it"""
+    """the dataset, if it is not where the run found it"""
     output: Path | None = None
     """the CSV file"""
     figure: Path | None = None
     """the picture; the default has the CSV file's name"""
     after: int = 20
-    """of a log of published runs: evaluations up to this iteration do not count"""
+    """of published runs: evaluations up to this iteration do not count"""
 
 
 class Trained(NamedTuple):
@@ -70,7 +70,7 @@ def load_run(folder: Path, dataset_path: Path | None) -> Trained:
     """Raises InputError."""
     with rambo.explain(f"{folder} is no run folder with a checkpoint"):
         saved = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-        args = rambo.Args(**{key: value for key, value in saved.items() if key not in ("compile", "cudagraphs")})
+        args = rambo.Args(**{key: value for key, value in saved.items() if key in rambo.Args.__dataclass_fields__})
         if (folder / "checkpoint.npz").exists():
             with np.load(folder / "checkpoint.npz", allow_pickle=False) as file:
                 arrays = dict(file)
@@ -266,7 +266,7 @@ def main(args: Args) -> None:
     if args.source.suffix == ".csv":
         rows, path = read_csv(args.source), args.source
         if rows and not {*COLUMNS} <= {*rows[0]} and "charts/discounted_return" not in rows[0]:
-            raise InputError(f"{args.source} is neither a file of this program nor a log of published runs")
+            raise InputError(f"{args.source} is neither a file of this program nor one of published runs")
     else:
         rows, path = measure(load_run(args.source, args.dataset_path)), args.output or args.source / "falls.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

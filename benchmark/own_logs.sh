@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The results on logs of our own (datasets/README.md): RAMBO, the same without the adversary, SAC on the log alone, behaviour
-# cloning. 100 iterations, not the paper's 2,000. The logs are rebuilt first where they are missing.
+# The results on datasets of our own (datasets/README.md): RAMBO, the same without the adversary, SAC on the dataset alone,
+# behaviour cloning. 100 iterations, not the paper's 2,000. The datasets are rebuilt first where they are missing.
 #   QUALITY=medium-replay   on Hopper and HalfCheetah; full-replay: on Hopper and Walker2d; medium: on all three
 #   K=5                     steps of a rollout; K=20 starts fewer of them, so that an iteration adds as many model rows
 # ENVS="hopper" takes one of them, SCRIPT=rambo_continuous.py the torch script.
@@ -21,7 +21,7 @@ run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${S
   --total-iterations 100 --model-max-pretrain-epochs 25 --rollout-length "$K" --rollout-batch-size $((250000 / K)) "$@")
 METHODS=("--adv-weight 3e-4"                                             # RAMBO
   "--adv-weight 0"                                                       # no adversary
-  "--adv-weight 0 --real-ratio 1"                                        # no model data: SAC on the log
+  "--adv-weight 0 --real-ratio 1"                                        # no model data: SAC on the dataset
   "--adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")   # behaviour cloning
 
 for env in $ENVS; do

@@ -26,7 +26,7 @@ COLORS = {"λ = 0": "#2471a3", "λ > 0": "#c0392b"}
 @dataclass
 class Args:
     runs: tyro.conf.Positional[list[Path]]
-    """logs of published runs (LOG.csv) and folders that hold run folders"""
+    """published runs (DATASET.csv) and folders that hold run folders"""
     output: Path = Path("proposition1.png")
     """the figure"""
     min_iteration: int = 1

@@ -1,14 +1,16 @@
-"""Tables and pictures from run folders and from the logs of published runs:
+"""Tables and pictures from run folders and from published runs:
 
     python benchmark/report.py runs --output report.md --figures figures
 
-A log of published runs, benchmark/results/LOG.csv, has a row for each method, seed and iteration; LOG.args.json holds the
-arguments. One command adds the runs of LOG in runs/ to it (in place of those with the same method and seed), or makes it (runs
-of v1.0 do not know what a value can be at most, so give --log the first time); another makes all that is published again:
+Published runs of a dataset, benchmark/results/DATASET.csv, have a row for each method, seed and iteration; DATASET.args.json
+holds the arguments. One command adds the runs of that dataset in runs/ (in place of those with the same method and seed),
+another makes the tables and pictures of what is published again:
 
-    python benchmark/report.py runs --tidy benchmark/results/LOG.csv --log collected/LOG.hdf5
-    python benchmark/report.py benchmark/results --output benchmark/results/report.md --figures benchmark/figures \\
-        --tables benchmark/results.md
+    python benchmark/report.py runs --tidy benchmark/results/DATASET.csv
+    python benchmark/report.py benchmark/results --figures benchmark/figures --tables benchmark/results.md
+
+A method's name says in which arguments it differs from the scripts' defaults, where the runs of a dataset differ. A run that
+cannot be read is named and left out.
 """
 
 import csv
@@ -25,7 +27,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-import h5py
 import matplotlib
 import numpy as np
 import tyro
@@ -43,32 +44,28 @@ from runner import relevant
 from rambo_continuous import Args as TrainingArgs
 
 LAST = 10  # evaluations in "mean of the last 10"
-RATIO = "losses/value_bound_ratio"  # mean Q over the largest value that the log's rewards allow
+RATIO = "losses/value_bound_ratio"  # mean Q over the largest value that the dataset's rewards allow
 MEASURES = (
     "charts/normalized_score", "charts/normalized_score_std", "charts/episodic_return", "charts/episodic_length",
     "charts/discounted_return", "charts/value_gap", "seconds", "episodic_returns", "losses/qf_values",
     "losses/max_abs_qf_value", RATIO, "rollout/reward", "model/holdout_mse",
 )  # fmt: skip
-V1_NAMES = {  # what the columns of evaluations.csv were called in v1.0
-    "normalized_score_mean": "charts/normalized_score",
-    "normalized_score_std": "charts/normalized_score_std",
-    "episodic_return_mean": "charts/episodic_return",
-    "episodic_length_mean": "charts/episodic_length",
-    "discounted_return_mean": "charts/discounted_return",
-    "value_gap": "charts/value_gap",
-}
+# The arguments that every run of RAMBO has, of any version
+NEEDED = {"env_id": str, "exp_name": str, "seed": int, "total_iterations": int, "bc_epochs": int, "rollout_length": int}
+NEEDED |= {"adv_weight": float, "real_ratio": float}
 TABLE3_PAIRS = ((1, 3e-4), (2, 3e-4), (5, 3e-4), (5, 0.0))
 # Our rule for choosing (k, lambda) offline
 WINDOW = 0.1  # share of the iterations, at the end, that it looks at; at least LAST of them
 MAX_VARIATION = 0.1  # a Q-value is stable if its std over the window is below this share of its size
 
 SEEDS_TEXT = f"""Entries are "seed: score"; the score is D4RL's normalised one, or the return where there are no reference
-returns. ± is the standard deviation over seeds, "-" a run that diverged. Value gap: the critic's value of the first states
-minus the discounted return, mean of the last {LAST} evaluations; at or below 0 the value is a lower bound. Q / bound: the
-largest ratio of an iteration's mean Q to what the log's rewards allow, r_max / (1 - γ), and where it first passed 1."""
+returns. ± is the standard deviation over the seeds (dividing by their number: ddof = 0), "-" a run that diverged. Value gap:
+the critic's value of the first states minus the discounted return, mean of the last {LAST} evaluations; at or below 0 the
+value is a lower bound. Q / bound: the largest ratio of an iteration's mean Q to what the dataset's rewards allow,
+r_max / (1 - γ), and where it first passed 1."""
 
-TABLE1_TEXT = """Score of the last iteration, mean ± std over seeds, with the pair (k, λ) that did best in the preprint; "-": a
-run diverged. BC to TD3+BC as the preprint prints them, OfflineRL-Kit as its README does."""
+TABLE1_TEXT = """Score of the last iteration, mean ± std (ddof = 0) over seeds, with the pair (k, λ) that did best in the
+preprint; "-": a run diverged. BC to TD3+BC as the preprint prints them, OfflineRL-Kit as its README does."""
 
 CHOICE_TEXT = f"""The authors' final paper chooses by size and stability of the Q-values in training. This is our rule in that
 spirit, not theirs. It sees `losses/qf_values` of the last {WINDOW:.0%} of the iterations (at least {LAST}); it discards a pair
@@ -80,17 +77,15 @@ the last iteration of the best pair minus that of the chosen one."""
 @dataclass
 class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
-    """folders that hold run folders or logs of published runs, or such a log, LOG.csv"""
+    """folders that hold run folders or published runs, or a file of published runs, DATASET.csv"""
     output: Path | None = None
     """the Markdown goes to this file instead of the terminal"""
     figures: Path | None = None
     """the pictures go to this folder; without it there are none"""
     tables: Path | None = None
-    """a page in which the tables between `<!-- LOG -->` and `<!-- end -->` are made again"""
+    """a page in which the tables between `<!-- DATASET -->` and `<!-- end -->` are made again"""
     tidy: Path | None = None
-    """LOG.csv, to which the runs of the dataset LOG are added; there is no report then"""
-    log: Path | None = None
-    """with --tidy: the HDF5 file, whose smallest and largest reward bound the values"""
+    """DATASET.csv, to which the runs of that dataset are added; there is no report then"""
     unfinished: bool = False
     """count runs that have not ended with the score they have reached"""
     bootstrap_samples: int = 2000
@@ -116,7 +111,7 @@ class Run:
     @property
     def dataset(self) -> str:
         """The id; a file of another name is told from it."""
-        env_id, name = self.args["env_id"], Path(self.args["dataset_path"] or "").name
+        env_id, name = self.args["env_id"], Path(self.args.get("dataset_path") or "").name
         return env_id if name.removesuffix(".hdf5").replace("_", "-") in ("", env_id) else f"{env_id} ({name})"
 
     @property
@@ -124,9 +119,12 @@ class Run:
         return self.args["seed"]
 
     def curve(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Iterations and values of a column."""
+        """Iterations and values of a column; the ratio to the bound has the sign of Q."""
         rows = [row for row in self.rows if row.get(column)]
-        return np.array([int(row["iteration"]) for row in rows]), np.array([float(row[column]) for row in rows])
+        values = np.array([float(row[column]) for row in rows])
+        if column == RATIO:  # older versions wrote its size
+            values = np.copysign(values, [float(row.get("losses/qf_values") or 1) for row in rows])
+        return np.array([int(row["iteration"]) for row in rows]), values
 
     @property
     def is_normalised(self) -> bool:
@@ -172,18 +170,31 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if None not in row and None not in row.values()]
 
 
+def check(run: Run) -> Run:
+    """Raises ValueError if this is no run of RAMBO or if a number in it is none."""
+    for name, kind in NEEDED.items():
+        if not isinstance(run.args.get(name), (int, float) if kind is float else kind):
+            raise ValueError(f"not a run of RAMBO: its {name} is {run.args.get(name)!r}")
+    if not all(isinstance(value, str | int | float | None) for value in run.args.values()):
+        raise ValueError("not a run of RAMBO: an argument is no plain value")
+    for column in MEASURES:
+        run.curve(column) if column != "episodic_returns" else None
+    return run
+
+
 def read_folder(folder: Path) -> Run:
-    """A run folder, of this version or of v1.0."""
     args = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    if not isinstance(args, dict):
+        raise ValueError("args.json holds no arguments")
     rows: dict[int, dict[str, str]] = defaultdict(dict)
     for row in (*read_csv(folder / "evaluations.csv"), *read_csv(folder / "metrics.csv")):
-        rows[int(row["iteration"])] |= {V1_NAMES.get(key, key): value for key, value in row.items()}
+        rows[int(row["iteration"])] |= row
     result = folder / "result.json"
     result = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {"status": "unfinished"}
     status = result["status"]
     if status == "finished" and result["iteration"] != args["total_iterations"]:
         status = "unfinished"  # resumed for more iterations
-    return Run(args, status, [rows[iteration] for iteration in sorted(rows)])
+    return check(Run(args, status, [rows[iteration] for iteration in sorted(rows)]))
 
 
 def args_path(path: Path) -> Path:
@@ -191,7 +202,7 @@ def args_path(path: Path) -> Path:
 
 
 def read_tidy(path: Path) -> list[Run]:
-    """The runs of LOG.csv and LOG.args.json."""
+    """The runs of DATASET.csv and DATASET.args.json."""
     methods = json.loads(args_path(path).read_text(encoding="utf-8"))["methods"]
     groups = defaultdict(list)
     for row in read_csv(path):
@@ -199,25 +210,12 @@ def read_tidy(path: Path) -> list[Run]:
     runs = []
     for (method, seed), rows in groups.items():
         own = methods[method]["seeds"].get(seed, {})
-        runs.append(Run(methods[method]["args"] | own | {"seed": int(seed)}, rows[-1]["status"], rows))
+        runs.append(check(Run(methods[method]["args"] | own | {"seed": int(seed)}, rows[-1]["status"], rows)))
     return runs
 
 
-def value_bound_ratio(q: float, rewards: dict[str, float], gamma: float) -> float:
-    """Q over the largest value that the log's rewards allow; for a negative Q over the smallest."""
-    upper, lower = max(rewards["max"], 0) / (1 - gamma), min(rewards["min"], 0) / (1 - gamma)
-    return q / (upper or -lower) if q >= 0 else q / (lower or -upper)
-
-
-def add_ratios(run: Run, rewards: dict[str, float]) -> None:
-    """The ratio to the bound where the run, of v1.0, has not logged it."""
-    for row in run.rows:
-        if row.get("losses/qf_values") and not row.get(RATIO):
-            row[RATIO] = f"{value_bound_ratio(float(row['losses/qf_values']), rewards, run.args['gamma']):.6g}"
-
-
-def write_tidy(path: Path, runs: Runs, rewards: dict[str, float] | None) -> None:
-    """LOG.csv and LOG.args.json; numbers stay as the runs wrote them."""
+def write_tidy(path: Path, runs: Runs) -> None:
+    """DATASET.csv and DATASET.args.json; numbers stay as the runs wrote them."""
     methods, rows = {}, []
     for (_, method), group in runs.items():
         common = {k: v for k, v in group[0].args.items() if all(k in run.args and run.args[k] == v for run in group)}
@@ -232,26 +230,19 @@ def write_tidy(path: Path, runs: Runs, rewards: dict[str, float] | None) -> None
         writer = csv.DictWriter(file, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    text = json.dumps({"rewards": rewards, "methods": methods}, indent=2, ensure_ascii=False)
+    text = json.dumps({"methods": methods}, indent=2, ensure_ascii=False)
     args_path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def add_to_tidy(args: Args) -> None:
     """The command --tidy."""
-    paths, rewards = args.runs, None
-    if args.tidy.exists():
-        paths = (args.tidy, *paths)
-        rewards = json.loads(args_path(args.tidy).read_text(encoding="utf-8"))["rewards"]
-    if args.log is not None:
-        with h5py.File(args.log) as file:
-            rewards = {"min": float(file["rewards"][:].min()), "max": float(file["rewards"][:].max())}
-    runs, _, _ = group_runs((run for run in map(read, paths) for run in run if run.dataset == args.tidy.stem), unfinished=True)
+    paths = (args.tidy, *args.runs) if args.tidy.exists() else args.runs
+    found = (run for path in paths for run in read(path) if run.dataset == args.tidy.stem)
+    runs, _, _ = group_runs(found, unfinished=True)
     if not runs:
         sys.exit(f"no run of {args.tidy.stem} in {', '.join(map(str, args.runs))}")
-    for run in (run for group in runs.values() for run in group if rewards):
-        add_ratios(run, rewards)
     args.tidy.parent.mkdir(parents=True, exist_ok=True)
-    write_tidy(args.tidy, runs, rewards)
+    write_tidy(args.tidy, runs)
     for (_, method), group in runs.items():
         print(f"{method.name}: seeds {', '.join(str(run.seed) for run in group)}")
 
@@ -261,9 +252,11 @@ def is_behaviour_cloning(args: dict[str, Any]) -> bool:
 
 
 def settings(args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that change the result, apart from those that dataset, seed and the method's name stand for."""
+    """The arguments that change the result, apart from those that dataset, seed and the method's name stand for; what an
+    older version did not have is at its default."""
+    args = asdict(TrainingArgs()) | args
     skipped = {"exp_name", "seed", "env_id", "dataset_path", "rollout_length", "adv_weight", "torch_deterministic"}
-    skipped |= {"eval_interval", "eval_workers"}
+    skipped |= {"eval_interval", "eval_workers", "matmul_precision"}
     if args["real_ratio"] == 1:
         skipped |= {"real_ratio"}
     if is_behaviour_cloning(args):
@@ -287,7 +280,7 @@ def name_methods(runs: list[Run]) -> str:
         if is_behaviour_cloning(args):
             name = f"behaviour cloning, {args['bc_epochs']} epochs"
         elif args["real_ratio"] == 1:
-            name = "SAC on the log alone"
+            name = "SAC on the dataset alone"
         else:
             pair = (args["rollout_length"], args["adv_weight"])
             name = f"RAMBO, {pair_name(pair)}"
@@ -298,9 +291,7 @@ def name_methods(runs: list[Run]) -> str:
         if len(experiments[run.method]) > 1 and experiment not in ("rambo_continuous", "rambo_continuous_jax"):
             variant = f"{run.method.variant}, {experiment}".removeprefix(", ")
             run.method = Method(f"{run.method.name}, {experiment}", run.method.pair, variant)
-    everywhere = {key for key in values if all(key in run.args for run in runs)}  # older versions lack some
     shared = {key: value for key, (value, *more) in values.items() if not more and value != defaults.get(key)}
-    shared = {key: value for key, value in shared.items() if key in everywhere}
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in sorted(shared.items()))
 
 
@@ -309,11 +300,22 @@ def pair_name(pair: tuple[int, float]) -> str:
 
 
 def read(path: Path) -> list[Run]:
-    """The runs of LOG.csv, or of the run folders and the logs in a folder, that have been evaluated or diverged."""
-    logs = [path] if path.suffix == ".csv" else [log for log in sorted(path.glob("*.csv")) if args_path(log).exists()]
-    runs = [run for log in logs for run in read_tidy(log)]
-    runs += [read_folder(file.parent) for file in sorted(path.glob("*/args.json"))]
-    return [run for run in runs if len(run.scores[1]) or run.status == "diverged"]
+    """The runs of DATASET.csv, or of the run folders and the published runs in a folder, that have been evaluated or diverged.
+    The others are named on stderr, as is what cannot be read."""
+    tidy = [path] if path.suffix == ".csv" else [log for log in sorted(path.glob("*.csv")) if args_path(log).exists()]
+    readers = dict.fromkeys(tidy, read_tidy)
+    readers |= dict.fromkeys((file.parent for file in sorted(path.glob("*/args.json"))), lambda file: [read_folder(file)])
+    runs = []
+    for file, reader in readers.items():
+        try:
+            found = [run for run in reader(file) if len(run.scores[1]) or run.status == "diverged"]
+            problem = None if found else "no evaluation yet"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            found, problem = [], f"{type(error).__name__}: {error}"
+        runs += found
+        if problem:
+            print(f"left out: {file}: {problem}", file=sys.stderr)
+    return runs
 
 
 def group_runs(runs: Iterable[Run], unfinished: bool) -> tuple[Runs, list[Run], dict[str, str]]:
@@ -360,7 +362,7 @@ def number(value: float) -> str:
 
 
 def mean_and_std(runs: list[Run], value: Callable[[Run], float]) -> str:
-    """Mean and population standard deviation over seeds; "-" if a run diverged, as in the preprint."""
+    """Mean and standard deviation (ddof = 0) over seeds; "-" if a run diverged, as in the preprint."""
     if any(run.status == "diverged" for run in runs):
         return "-"
     values = [value(run) for run in runs]
@@ -412,6 +414,8 @@ def seeds_section(runs: Runs, left_out: list[Run], flags: dict[str, str]) -> str
         iterations = sorted({run.args["total_iterations"] for run in trained})
         line = f"Iterations: {', '.join(map(str, iterations))}." if iterations else ""
         line += f" All runs with `{flags[dataset]}`." if flags[dataset] else ""
+        paths = {run.args.get("dataset_path") for group in groups.values() for run in group} - {None}
+        line += f" Learnt from {', '.join(f'`{path}`' for path in sorted(paths))}." if paths else ""
         text += [f"### {dataset}", line.strip(), table(header, rows)]
     for run in left_out:
         reached = f"{run.rows[-1]['iteration']} of {run.args['total_iterations']}"
@@ -441,23 +445,21 @@ def p_value(group: list[Run], reference: list[Run], samples: int) -> str:
 
 def summary_table(runs: Runs, samples: int) -> str:
     """The table of one dataset in results.md; p compares with its first row."""
-    seeds = sorted({run.seed for group in runs.values() for run in group})
-    header = [f"mean of the last {LAST}", *(f"seed {seed}" for seed in seeds), "median", "mean ± std", "p", "last iteration"]
-    header += ["value gap", "largest Q / bound", "passes the bound"]
+    header = [f"mean of the last {LAST}", "each seed", "mean ± std (ddof = 0)", "p", "value gap", "largest Q / bound"]
     rows = []
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
-        scores = {run.seed: "-" if run.status == "diverged" else number(run.mean_of_last) for run in group}
-        median = number(np.median([or_random(run, MEAN_SCORE) for run in group])) if comparable(group) else ""
-        row = [method.name, *(scores.get(seed, "") for seed in seeds), median, mean_and_std(group, MEAN_SCORE)]
-        row += [p_value(group, reference, samples), mean_and_std(group, LAST_SCORE)]
+        scores = ["-" if run.status == "diverged" else number(run.mean_of_last) for run in group]
+        in_order = [run.seed for run in group] == [*range(1, len(group) + 1)]
+        row = [method.name, ", ".join(scores) if in_order else each_seed(group, MEAN_SCORE), mean_and_std(group, MEAN_SCORE)]
+        row += [p_value(group, reference, samples)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
-            row += ["", "", ""]
+            row += ["", ""]
         else:
+            text = " to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""
             row += [mean_and_std(group, VALUE_GAP)]
-            row += [" to ".join(dict.fromkeys(ratio_text(ratio) for ratio in (min(ratios), max(ratios)))) if ratios else ""]
-            row += [f"{len(passed)} of {len(group)}" + (f", from iteration {min(passed)}" if passed else "")]
+            row += [text + (f"; {len(passed)} of {len(group)} pass 1, from iteration {min(passed)}" if passed else "")]
         rows.append(row)
     return table(header, rows)
 
@@ -573,6 +575,8 @@ def judge(pair: tuple[int, float], runs: list[Run]) -> Verdict:
     if any(run.status == "diverged" for run in runs):
         return Verdict(pair, math.nan, math.nan, "diverged")
     means, ratios, variations = [], [], []
+    if not all(len(run.curve("losses/qf_values")[1]) for run in runs):
+        return Verdict(pair, math.nan, math.nan, "no Q-value logged")
     for run in runs:
         q = run.curve("losses/qf_values")[1]
         window = max(LAST, round(WINDOW * len(q)))
@@ -616,9 +620,9 @@ def choice_section(runs: Runs) -> str:
             q = ["-"] * 2 if math.isnan(verdict.mean_q) else [number(verdict.mean_q), f"{verdict.variation:.1%}"]
             rows.append([name, pair_name(verdict.pair), *q, remark, mean_and_std(groups[verdict.pair], LAST_SCORE)])
         if chosen is None:
-            choices.append([name, "none: all diverged", *["-"] * 4])
+            choices.append([name, "none: all diverged, or without Q-values", *["-"] * 4])
             continue
-        scores = {v.pair: np.mean([run.last for run in groups[v.pair]]) for v in verdicts if v.problem != "diverged"}
+        scores = {v.pair: np.mean([run.last for run in groups[v.pair]]) for v in verdicts if not math.isnan(v.mean_q)}
         best = max(scores, key=scores.get)
         regrets.append(scores[best] - scores[chosen.pair])
         pairs = pair_name(chosen.pair), number(scores[chosen.pair]), pair_name(best), number(scores[best])
@@ -633,9 +637,15 @@ def choice_section(runs: Runs) -> str:
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 def draw_panel(axis: plt.Axes, groups: Runs, column: str | None, colors: dict[Method, tuple]) -> None:
-    """Thin: each seed, thick: their mean where all were evaluated; dotted: behaviour cloning. Without a column the score."""
+    """Thin: each seed, thick: their mean where all were evaluated; dotted: behaviour cloning. Without a column the score, of
+    all methods as often as of that which was evaluated least often: else that one looks steadier."""
+    curves_of = {key: [run.curve(column) if column else run.scores for run in group] for key, group in groups.items()}
+    steps = [np.diff(x).max() for curves in curves_of.values() for x, _ in curves if len(x) > 1]
     for (_, method), group in groups.items():
-        curves = [(x, y) for x, y in (run.curve(column) if column else run.scores for run in group) if len(x)]
+        curves = [(x, y) for x, y in curves_of[group[0].dataset, method] if len(x)]
+        if not column and steps:
+            kept = [(x % max(steps) == 0) | (x == x[-1]) for x, _ in curves]
+            curves = [(x[mask], y[mask]) for (x, y), mask in zip(curves, kept, strict=True)]
         if curves and is_behaviour_cloning(group[0].args):
             axis.axhline(np.mean([y[0] for _, y in curves]), color=colors[method], linestyle=":", linewidth=1.5)
         elif curves:
@@ -654,7 +664,8 @@ def save(
     figure: plt.Figure, methods: list[Method], styles: dict[Method, str], colors: dict[Method, tuple], path: Path
 ) -> None:
     handles = [plt.Line2D([], [], color=colors[method], linestyle=styles[method], label=method.name) for method in methods]
-    figure.legend(handles=handles, loc="outside lower center", ncols=1 if len(methods) < 4 else 2, frameon=False)
+    columns = 1 if len(methods) < 4 or figure.get_figwidth() < 10 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
@@ -669,13 +680,18 @@ def draw_all(runs: Runs, folder: Path) -> None:
     methods = sorted(counts, key=lambda method: (method not in shared, method_order(method)))
     palette = [*plt.cm.tab20.colors[::2], *plt.cm.tab20.colors[1::2]]
     colors = {method: palette[i % 20] for i, method in enumerate(methods)}
-    columns = 2 if len(by_dataset) == 4 else min(3, len(by_dataset))
-    lines = math.ceil(len(by_dataset) / columns)
-    size = (max(4.5 * columns, 6), 3.2 * lines + 0.2 * len(shared) + 0.3)
+    columns = min(2, len(by_dataset))  # a README is about nine inches wide
+    lines, references = math.ceil(len(by_dataset) / columns), published()
+    size = (max(4.3 * columns, 6), 2.7 * lines + 0.2 * len(shared) + 0.3)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, facecolor="white", layout="constrained")
     for axis, (dataset, groups) in zip(axes.flat, by_dataset.items(), strict=False):
         draw_panel(axis, {key: group for key, group in groups.items() if key[1] in shared}, None, colors)
         axis.set(title=dataset, ylabel="score")
+        if dataset in references:
+            mean, std = map(float, references[dataset]["RAMBO"].split(" ± "))
+            axis.axhline(mean, color="black", linestyle="--", linewidth=1)
+            axis.axhspan(mean - std, mean + std, color="black", alpha=0.08)
+            axis.annotate("preprint", (1, mean), (-2, 2), ("axes fraction", "data"), "offset points", ha="right")
     for axis in axes.flat[len(by_dataset) :]:
         axis.remove()
     save(figure, methods[: len(shared)], styles, colors, folder / "learning_curves.png")
@@ -692,6 +708,7 @@ def draw_all(runs: Runs, folder: Path) -> None:
             axis.set_ylabel(label)
             if line is not None:
                 axis.axhline(line, color="0.3", linewidth=0.8)
+                axis.set_ylim(top=max(axis.get_ylim()[1], 1.1 * line))
         name = re.sub(r"[^\w.-]+", "_", dataset)
         save(figure, [method for _, method in groups], styles, colors, folder / f"{name}.png")
 

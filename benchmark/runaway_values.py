@@ -4,7 +4,6 @@ Table: the runs whose mean Q passes what the rewards of their log allow, r_max /
 short and long rollouts, and numbers measured elsewhere (runaway_peer.csv; they have no log in this repository).
 """
 
-import json
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
@@ -91,9 +90,9 @@ def main(args: Args) -> None:
     runs, _, _ = report.group_runs(report.read(args.results), unfinished=False)
     print(passing_runs(runs))
     chosen = report.datasets(runs)[args.log]
-    gamma = next(iter(chosen.values()))[0].args["gamma"]
-    rewards = json.loads(report.args_path(args.results / f"{args.log}.csv").read_text(encoding="utf-8"))["rewards"]
-    draw(chosen, rewards["max"] / (1 - gamma), args.figure)
+    run = next(run for group in chosen.values() for run in group if len(run.curve(report.RATIO)[1]))
+    values, ratios = run.curve("losses/qf_values")[1], run.curve(report.RATIO)[1]
+    draw(chosen, np.median((values / ratios)[values > 0]), args.figure)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,19 @@
     DRY_RUN=1   print the commands that would run, and run none
     WORKERS=4   so many at once (default: 1), which share the cores (unless OMP_NUM_THREADS for torch, NPROC for JAX are set)
     GROUP=7     only one dataset and seed of the list, counted from 0: what one task of a Slurm array does
+    SHARE_ENSEMBLE=1   the seeds of a dataset share one pretrained ensemble, the lowest seed's that there is, and one GROUP
 
 A run that is finished with the same arguments (runs/*/args.json, result.json) is skipped, one that broke off is resumed from
-its checkpoint. The ensemble of a dataset and seed is pretrained once: the first command gets --save-model, the others get
---load-model. Every run writes to runs/logs/; two runners can share a folder, a log that is locked is another's run.
+its checkpoint. The ensemble of a dataset and seed is pretrained once, the first command gets --save-model, and is loaded by
+all others, of other lists too. Every run writes to runs/logs/; two runners can share a folder: a run whose
+output file is locked is another's.
 
 Exit code: 0 if every run of the list is finished, 1 if one failed, diverged or belongs to another runner, or if a command is
 wrong (then nothing was started).
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -36,11 +39,11 @@ import numpy as np
 
 RUNS = Path("runs")
 POLL_SECONDS = 0.5
-# Arguments without influence on the result, which a run may have or not
-IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_buffer capture_video cuda num_seeds eval_workers"
-IRRELEVANT += " compile cudagraphs track wandb_project_name wandb_entity"
-# The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
-OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")
+# Arguments without influence on the result, which a run may have or not; checkpoint_interval: of older versions
+IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_interval checkpoint_buffer capture_video cuda"
+IRRELEVANT += " num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
+# The same for runs on the dataset alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
+OF_THE_MODEL = ("model_", "num_models", "num_elites", "rollout_", "halt_", "adv_", "norm_adv")
 # What the pretrained ensemble depends on
 PRETRAINING = "env_id dataset_path seed batch_size num_models num_elites model_hidden_dim model_lr model_max_pretrain_epochs"
 
@@ -84,6 +87,31 @@ def find_state(args: dict[str, Any]) -> tuple[str, Path | None]:
     return best, states.get(best)
 
 
+@functools.cache
+def warn(text: str) -> None:
+    """Once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def switched_on(name: str) -> bool:
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def pretraining(args: dict[str, Any]) -> tuple:
+    """What the pretrained ensemble depends on. JAX's arguments have num_seeds, torch's have not."""
+    keys = [key for key in PRETRAINING.split() if not (key == "seed" and switched_on("SHARE_ENSEMBLE"))]
+    return ("num_seeds" in args, *(args.get(key) for key in keys))
+
+
+def find_ensemble(args: dict[str, Any]) -> Path | None:
+    """The ensemble that another run has pretrained for these arguments: the lowest seed's, the newest."""
+    found = [(read_json(model.parent / "args.json"), model) for model in RUNS.glob("*/dynamics_pretrained.npz")]
+    models = [(own["seed"], model) for own, model in found if own and pretraining(own) == pretraining(args)]
+    lowest = min((seed for seed, _ in models), default=None)
+    newest = sorted((model.parent.name.rpartition("__")[2], model) for seed, model in models if seed == lowest)
+    return newest[-1][1] if newest else None
+
+
 def can_go_on_together(folders: list[Path]) -> bool:
     """Were these seeds started at once, and are their checkpoints of the same iteration? Those are written one by one."""
 
@@ -107,7 +135,7 @@ class Job:
     seeds: list[dict[str, Any]]
     """the arguments of the run folder of each seed"""
     group: tuple
-    """the dataset and the first seed of its line"""
+    """the dataset and the first seed of its line; None for the seed where seeds share an ensemble"""
     process: subprocess.Popen | None = None
 
     def __str__(self) -> str:
@@ -130,7 +158,7 @@ class Job:
         args = self.seeds[0]
         if len(self.seeds) > 1 or args["real_ratio"] == 1 or args["load_model"] is not None:
             return None
-        return (self.script, *(args[key] for key in PRETRAINING.split()))
+        return pretraining(args)
 
     def state(self) -> tuple[str, Path | None]:
         """The state that its seeds have in common, or mixed, and the folder of the first."""
@@ -139,8 +167,8 @@ class Job:
         together = len({state for state, _ in found}) == 1 and (len(resumable) < 2 or can_go_on_together(resumable))
         return found[0] if together else ("mixed", None)
 
-    def command(self, jobs: list["Job"]) -> list[str]:
-        """What to run now: resume, or start with or without the ensemble of one of the jobs."""
+    def command(self) -> list[str]:
+        """What to run now: resume, or start with or without the ensemble of another run."""
         state, folder = self.state()
         if state == "resumable":
             more = ["--num-seeds", str(len(self.seeds))] if len(self.seeds) > 1 else []
@@ -148,10 +176,10 @@ class Job:
         command = ["python", self.script, *self.argv]
         if self.ensemble is None:
             return command
-        model = find_ensemble(self, jobs)
+        model = find_ensemble(self.seeds[0])
         return [*command, "--save-model"] if model is None else [*command, "--load-model", str(model)]
 
-    def start(self, jobs: list["Job"], environment: dict[str, str]) -> list[str] | None:
+    def start(self, environment: dict[str, str]) -> list[str] | None:
         """Starts the process and returns its command; None if another process runs it: the log is locked that long."""
         import fcntl  # not on Windows, where `relevant` can be imported all the same
 
@@ -161,7 +189,9 @@ class Job:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            command = self.command(jobs)
+            except OSError as error:  # ENOSYS, ENOLCK: some Lustre and NFS
+                warn(f"warning: {RUNS} is on a file system without locks ({error}): start no second runner on this list")
+            command = self.command()
             print("$", shlex.join(command), file=log, flush=True)
             words = [sys.executable, *command[1:]]
             self.process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -175,13 +205,6 @@ class Job:
         if code == 3 or (code == 0 and self.state()[0] == "finished"):
             return "diverged" if code == 3 else "finished", last_line
         return "failed", f"exit code {code}, {last_line} (see {self.log})"
-
-
-def find_ensemble(job: Job, jobs: list[Job]) -> Path | None:
-    """The pretrained ensemble that a job of the list left for this one."""
-    folders = [folder for other in jobs if other.ensemble == job.ensemble for folder in find_folders(other.seeds[0])]
-    models = [folder / "dynamics_pretrained.npz" for folder in folders]
-    return next((model for model in models if model.exists()), None)
 
 
 def load_script(script: str) -> ModuleType:
@@ -216,7 +239,7 @@ def read_jobs(lines: Iterable[str]) -> list[Job]:
         except (module.InputError, SystemExit) as error:
             raise CommandError(f"{line.strip()}: {error}") from error
         seeds = [args | {"seed": args["seed"] + i} for i in range(args.get("num_seeds", 1))]
-        group = tuple(args[key] for key in ("env_id", "dataset_path", "seed"))
+        group = (args["env_id"], args["dataset_path"], None if switched_on("SHARE_ENSEMBLE") else args["seed"])
         new = [Job(script, argv, seeds, group)]
         if new[0].state()[0] == "mixed":  # seeds that stopped at different points go on one by one
             new = [Job(script, [*argv, "--seed", str(seed["seed"]), "--num-seeds", "1"], [seed], group) for seed in seeds]
@@ -230,7 +253,7 @@ def dry_run(jobs: list[Job]) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for | head
     pretraining: dict[tuple, str] = {}  # ensemble: name of the run that would pretrain it
     for job in jobs:
-        state, command = job.state()[0], job.command(jobs)
+        state, command = job.state()[0], job.command()
         if state in ("finished", "diverged"):
             print(f"# {state}: {job}")
         elif command[-1] == "--save-model" and job.ensemble in pretraining:
@@ -240,7 +263,8 @@ def dry_run(jobs: list[Job]) -> None:
                 pretraining[job.ensemble] = job.name
             print(shlex.join(command))
     groups = len({job.group for job in jobs})
-    print(f"# {len(jobs)} commands, {groups} groups of one dataset and seed: GROUP=0 to {groups - 1}")
+    unit = "dataset" if switched_on("SHARE_ENSEMBLE") else "dataset and seed"
+    print(f"# {len(jobs)} commands, {groups} groups of one {unit}: GROUP=0 to {groups - 1}")
 
 
 def run_environment(workers: int) -> dict[str, str]:
@@ -270,12 +294,12 @@ def run(jobs: list[Job], workers: int) -> int:
     def try_to_start(job: Job) -> None:
         state, folder = job.state()
         shared = [other for other in running if job.ensemble is not None and other.ensemble == job.ensemble]
-        if state == "new" and shared and find_ensemble(job, jobs) is None:
+        if state == "new" and shared and find_ensemble(job.seeds[0]) is None:
             return  # it is being pretrained
         waiting.remove(job)
         if state in ("finished", "diverged"):
             note(job, "skipped" if state == "finished" else "diverged", f"{folder} (before this call)")
-        elif command := job.start(jobs, environment):
+        elif command := job.start(environment):
             print(numbers[id(job)], "started:", shlex.join(command), flush=True)
             running.append(job)
         else:
@@ -317,7 +341,7 @@ def main() -> int:
     if group:
         wanted = list(dict.fromkeys(job.group for job in jobs))[int(group) :][:1]
         jobs = [job for job in jobs if job.group in wanted]
-    if os.environ.get("DRY_RUN", "0") not in ("", "0"):
+    if switched_on("DRY_RUN"):
         dry_run(jobs)
         return 0
     return run(jobs, int(workers))

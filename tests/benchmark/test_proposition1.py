@@ -1,17 +1,20 @@
 """benchmark/proposition1.py: shares of lower bounds on made-up runs, and the published ones."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 from conftest import ROOT, run_as_main, run_script
 from PIL import Image
+
+import rambo_continuous
 
 SCRIPT = ROOT / "benchmark" / "proposition1.py"
 
 
 def write_run(folder, adv_weight, gaps, real_ratio=0.5):
     folder.mkdir(parents=True)
-    args = {"env_id": "hopper-medium-v2", "dataset_path": None, "seed": 1, "total_iterations": 9}
+    args = asdict(rambo_continuous.Args(env_id="hopper-medium-v2", total_iterations=9))
     (folder / "args.json").write_text(json.dumps(args | {"adv_weight": adv_weight, "real_ratio": real_ratio}))
     rows = [f"{i},{i},{100 + i},{gap}" for i, gap in enumerate(gaps)]
     header = "iteration,charts/normalized_score,charts/discounted_return,charts/value_gap"

@@ -1,5 +1,5 @@
-"""benchmark/report.py on a small set of made-up run folders, some of this version's format and some of v1.0's: the tables must
-say what the logs say, and say the same when they are made from tidy logs."""
+"""benchmark/report.py on a small set of made-up run folders: the tables must say what the files of the runs say, and the same
+when they are made from tidy files."""
 
 import csv
 import json
@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -23,10 +22,9 @@ import report
 pytestmark = pytest.mark.xdist_group("report")  # one worker, so that the logs are written once
 SCRIPT = ROOT / "benchmark" / "report.py"
 ITERATIONS = 20
-NEW_COLUMNS = "normalized_score normalized_score_std episodic_return episodic_length discounted_return value_gap".split()
-V1_COLUMNS = [name if name.endswith(("std", "gap")) else f"{name}_mean" for name in NEW_COLUMNS]
-NEW_COLUMNS = [f"charts/{name}" for name in NEW_COLUMNS]
-LIMIT = 323  # what the rewards of the made-up logs allow
+COLUMNS = "normalized_score normalized_score_std episodic_return episodic_length discounted_return value_gap".split()
+COLUMNS = [f"charts/{name}" for name in COLUMNS]
+LIMIT = 323  # what the rewards of the made-up datasets allow
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -39,11 +37,9 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 def write_run(folder: Path, env_id: str, seed: int, score: float, q: float = 100.0, **changes) -> Path:
     """A run whose score rises to `score` and falls by 1 at the last iteration, and whose Q rises to q and stays there.
 
-    changes: arguments, or status (diverged, None: still going), until (the iteration reached), wobble (relative swings of Q),
-    v1 (the format: v1.0's columns for odd seeds).
+    changes: arguments, or status (diverged, None: still going), until (the iteration reached), wobble (relative swings of Q).
     """
     status, until, wobble = changes.pop("status", "finished"), changes.pop("until", ITERATIONS), changes.pop("wobble", 0.0)
-    v1 = changes.pop("v1", seed % 2 == 1)
     args = asdict(rambo.Args()) | dict(
         env_id=env_id, seed=seed, total_iterations=ITERATIONS, rollout_length=5, adv_weight=3e-4
     )
@@ -57,7 +53,7 @@ def write_run(folder: Path, env_id: str, seed: int, score: float, q: float = 100
     for iteration in range(until + 1):
         value = score * min(1, (iteration + 1) / 5) - (iteration == until)
         row = [value if normalised else "nan", 1.0, value, 1000.0, 55.0, -5.0]
-        row = dict(zip(V1_COLUMNS if v1 else NEW_COLUMNS, row, strict=True))
+        row = dict(zip(COLUMNS, row, strict=True))
         evaluations.append({"iteration": iteration, **row, "seconds": 10 + 2.5 * iteration, "episodic_returns": "1.0 2.0"})
         if iteration:
             value = q * (1 + wobble * (-1) ** iteration) * min(1, iteration / 5)
@@ -67,7 +63,7 @@ def write_run(folder: Path, env_id: str, seed: int, score: float, q: float = 100
                 "losses/max_abs_qf_value": 1.5 * q,
                 "rollout/reward": 1.0,
             }
-            metrics.append(row if v1 else row | {"losses/value_bound_ratio": value / LIMIT})
+            metrics.append(row | {"losses/value_bound_ratio": abs(value) / LIMIT})
     write_csv(path / "evaluations.csv", evaluations)
     if metrics:
         write_csv(path / "metrics.csv", metrics)
@@ -157,9 +153,14 @@ def test_table_3_marks_divergence_as_the_preprint_does(page):
 
 def test_every_seed_is_listed(page):
     (rows,) = tables(page, "### hopper-medium-replay-v2")
-    assert rows["SAC on the log alone"][:3] == ["14.0 ± 8.2", "1: 4.0, 2: 14.0, 3: 24.0", "14.9 ± 8.2"]
-    assert rows["RAMBO, k = 5, λ = 0.0003"][3:] == ["1: 79.9, 2: 89.9, 3: 99.9", "-5.0 ± 0.0", "2: 0.31", "2.5 ± 0.0"]
-    assert rows["RAMBO, k = 2, λ = 0.0003"][5] == "2: 1.24 (from 5)"
+    assert rows["SAC on the dataset alone"][:3] == ["14.0 ± 8.2", "1: 4.0, 2: 14.0, 3: 24.0", "14.9 ± 8.2"]
+    assert rows["RAMBO, k = 5, λ = 0.0003"][3:] == [
+        "1: 79.9, 2: 89.9, 3: 99.9",
+        "-5.0 ± 0.0",
+        "1: 0.31, 2: 0.31, 3: 0.31",
+        "2.5 ± 0.0",
+    ]
+    assert rows["RAMBO, k = 2, λ = 0.0003"][5] == "1: 1.24 (from 5), 2: 1.24 (from 5), 3: 1.24 (from 5)"
     assert rows["behaviour cloning, 50 epochs"][1] == "1: 1.4, 2: 1.4, 3: 1.4"
     assert rows["RAMBO, k = 5, λ = 0.0003, num_elites 1"][0] == "69.0"
     (rows,) = tables(page, "### walker2d-medium-v2")
@@ -176,13 +177,13 @@ def test_aggregates_agree_with_their_definition(logs, page):
     (rows,) = tables(page, "## Aggregate statistics")
     assert set(rows) - {"method", "---"} == {
         *(f"RAMBO, k = {k}, λ = {adv_weight}" for k, adv_weight in ((1, 0.0003), (2, 0.0003), (5, 0.0003), (5, 0))),
-        "RAMBO, k = 5, λ = 0.0003, num_elites 1", "SAC on the log alone", "behaviour cloning, 50 epochs",
+        "RAMBO, k = 5, λ = 0.0003, num_elites 1", "SAC on the dataset alone", "behaviour cloning, 50 epochs",
     }  # fmt: skip
     seeds, last, mean = rows["RAMBO, k = 5, λ = 0.0003"][:3]  # 79, 89 and 99: a quarter of three is none to leave out
     assert seeds == "3" and last.startswith("89.0 (79.0 to 9") and mean.startswith("89.9 (79.9 to 9")
     assert rows["RAMBO, k = 5, λ = 0.0003, num_elites 1"][:3] == ["1", "69.0", "69.9"]
     assert not any(rows["RAMBO, k = 5, λ = 0.0003, num_elites 1"][3:])  # one seed has no interval
-    assert rows["SAC on the log alone"][-2:] == ["1.00", "0.100"]  # 2 of the 20 ways to split six values
+    assert rows["SAC on the dataset alone"][-2:] == ["1.00", "0.100"]  # 2 of the 20 ways to split six values
     assert rows["RAMBO, k = 2, λ = 0.0003"][-2] == "0.33"  # 3 of 9 pairs: 99 beats 84 and 94, 89 beats 84
     assert rows["RAMBO, k = 2, λ = 0.0003"][-1] == "0.700"  # 14 of 20 are as far apart as 5 or farther
 
@@ -266,8 +267,8 @@ def test_a_line_that_is_still_being_written_does_not_count(tmp_path):
     assert report.read_folder(run).curve("seconds")[0][-1] == ITERATIONS - 1 == whole.curve("seconds")[0][-1] - 1
 
 
-def tidy(folder: Path, path: Path, log: Path | None = None) -> None:
-    report.main(report.Args((folder,), tidy=path, log=log))
+def tidy(folder: Path, path: Path) -> None:
+    report.main(report.Args((folder,), tidy=path))
 
 
 def test_tidy_logs_give_the_same_page_as_the_run_folders(logs, tmp_path):
@@ -318,26 +319,56 @@ def test_a_diverged_run_has_no_score_where_scores_are_returns(tmp_path):
         write_run(tmp_path, "Pendulum-v1", seed, -170, adv_weight=0.0)
     runs, _, _ = report.group_runs(report.read(tmp_path), unfinished=False)
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in report.summary_table(runs, samples=100).splitlines()]
-    assert rows[2][1] == "-" and rows[2][3:6] == ["", "-", ""]  # median, mean ± std, p
-    assert rows[3][3] and rows[3][5] == "", "compared with the first row"
+    assert rows[2][1].startswith("-, ") and rows[2][2:4] == ["-", ""]  # each seed, mean ± std, p
+    assert rows[3][1:4] == ["-170.1, -170.1", "-170.1 ± 0.0", ""], "compared with the first row"
 
 
-def test_the_bound_comes_from_the_runs_or_else_from_the_rewards_of_the_log(tmp_path):
-    """v1.0 did not log the ratio: it is computed, and what a run has logged stays."""
-    for seed in (1, 2):
-        write_run(tmp_path / "runs", "hopper-medium-v2", seed, 50, q=200)
-    with h5py.File(tmp_path / "log.hdf5", "w") as file:
-        file["rewards"] = np.array([-1.0, 0.5, 4.0], np.float32)
-    tidy(tmp_path / "runs", tmp_path / "hopper-medium-v2.csv", tmp_path / "log.hdf5")
-    ratios = {run.seed: run.curve(report.RATIO)[1].max() for run in report.read(tmp_path)}
-    assert ratios == pytest.approx({1: 200 / 400, 2: 200 / LIMIT}, rel=1e-5)
+def test_a_negative_value_does_not_pass_the_bound(tmp_path):
+    run = report.read_folder(write_run(tmp_path, "hopper-medium-v2", 1, 50, q=-2 * LIMIT))  # its ratio was written as 2
+    assert run.bound_passed is None and run.curve(report.RATIO)[1][-1] == -2
 
 
-def test_the_ratio_of_a_value_to_its_bound():
-    for q, low, high, ratio in [
-        (200, -1, 4, 0.5), (-150, -1, 4, 1.5), (200, 1, 4, 0.5), (-40, 1, 4, 0.1), (10, -2, -1, 0.05), (-300, -2, -1, 1.5),
-    ]:  # fmt: skip
-        assert report.value_bound_ratio(q, {"min": low, "max": high}, 0.99) == pytest.approx(ratio)
+def spoil(folder: Path, name: str, text: str | None) -> None:
+    (folder / name).unlink() if text is None else (folder / name).write_text(text)
+
+
+def test_a_damaged_or_foreign_run_is_named_and_left_out(tmp_path, capsys):
+    """None stops the report; unequal seeds do not, either."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "hopper-medium-v2", seed, 50)
+    write_run(tmp_path, "hopper-medium-v2", 1, 50, adv_weight=0.0)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "args.json").write_text("[1, 2]")
+    damages = [("args.json", ""), ("args.json", '{"env": "Hopper", "seed": 1, "total_iterations": 10}'), ("result.json", "[]")]
+    damages += [("result.json", "{}"), ("evaluations.csv", ""), ("evaluations.csv", None), ("args.json", '{"seed": [1]}')]
+    damages += [("metrics.csv", "iteration,losses/qf_values\n1,what\n"), ("metrics.csv", "iteration\nx\n")]
+    for seed, damage in enumerate(damages, 10):
+        spoil(write_run(tmp_path, "hopper-medium-v2", seed, 99), *damage)
+    (tmp_path / "broken.csv").write_text("method,seed\n1,2\n")
+    (tmp_path / "broken.args.json").write_text('{"methods": {}}')
+    write_run(tmp_path, "walker2d-medium-v2", 1, 50)
+    spoil(write_run(tmp_path, "walker2d-medium-v2", 1, 50, rollout_length=1), "metrics.csv", "")  # no Q-value to choose by
+    report.main(report.Args((tmp_path,), output=tmp_path / "r.md", figures=tmp_path / "figures", bootstrap_samples=5))
+    page, errors = (tmp_path / "r.md").read_text(encoding="utf-8"), capsys.readouterr().err.splitlines()
+    assert len(errors) == len(damages) + 2 and all(line.startswith("left out: ") for line in errors)
+    (rows,) = tables(page, "### hopper-medium-v2")
+    assert rows["RAMBO, k = 5, λ = 0.0003"][1] == "1: 49.0, 2: 49.0, 3: 49.0"
+    assert "no Q-value logged" in page
+
+
+def test_methods_are_told_apart_by_what_differs_from_the_defaults_also_where_older_runs_lack_the_argument(tmp_path):
+    for changes in ({}, {"real_ratio": 1.0, "total_iterations": 0, "bc_epochs": 50}, {"gamma": 0.95}):
+        folder = write_run(
+            tmp_path, "hopper-medium-v2", 1, 50, dataset_path="collected/resampled/hopper_medium-v2.hdf5", **changes
+        )
+        if "gamma" not in changes:  # an older version
+            args = json.loads((folder / "args.json").read_text())
+            (folder / "args.json").write_text(json.dumps({key: args[key] for key in args if key not in ("gamma", "tau")}))
+    name = "RAMBO, k = 5, λ = 0.0003"
+    assert method_names(tmp_path) == {name, f"{name}, gamma 0.95", "behaviour cloning, 50 epochs"}
+    runs, left_out, flags = report.group_runs(report.read(tmp_path), unfinished=False)
+    assert flags == {"hopper-medium-v2": "--total-iterations 20"}
+    assert "Learnt from `collected/resampled/hopper_medium-v2.hdf5`." in report.seeds_section(runs, left_out, flags)
 
 
 def test_tables_of_a_page_are_made_again_and_its_text_stays(logs):
@@ -346,7 +377,6 @@ def test_tables_of_a_page_are_made_again_and_its_text_stays(logs):
     fresh = report.refresh_tables(page, runs, samples=100)
     assert fresh.startswith("before\n") and "old" not in fresh and fresh.endswith("stays\n<!-- end -->\n")
     rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in fresh.splitlines() if line.startswith("|")]
-    assert rows[0][:5] == ["mean of the last 10", "seed 1", "seed 2", "seed 3", "median"]
-    assert rows[2][:4] == ["RAMBO, k = 5, λ = 0.0003", "49.9", "-", "49.9"] and rows[2][5] == "-"
-    assert rows[3][:7] == ["RAMBO, k = 5, λ = 0", "74.9", "84.9", "94.9", "84.9", "84.9 ± 8.2", "0.1"]
-    assert rows[3][8:] == ["-5.0 ± 0.0", "0.31", "0 of 3"]
+    assert rows[0][:3] == ["mean of the last 10", "each seed", "mean ± std (ddof = 0)"]
+    assert rows[2][:3] == ["RAMBO, k = 5, λ = 0.0003", "49.9, -, 49.9", "-"]
+    assert rows[3] == ["RAMBO, k = 5, λ = 0", "74.9, 84.9, 94.9", "84.9 ± 8.2", "0.1", "-5.0 ± 0.0", "0.31"]

@@ -1,5 +1,7 @@
 """benchmark/runner.py, the lists and rambo.slurm. Most tests run a stand-in that trains nothing, one the real script."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -9,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import runner
 
+import rambo_continuous
 from rambo_continuous import D4RL_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,6 +177,18 @@ def test_pretrains_once_skips_the_finished_and_only_the_same(run_list):
     assert code == 0 and "2 finished" in output and len(run_folders()) == 5
 
 
+def test_an_ensemble_serves_other_lists_and_if_told_all_seeds(run_list, monkeypatch):
+    lines = [f"python stand_in.py --seed {seed}" for seed in (2, 1, 3)]
+    assert "3 finished" in run_list(*lines)[1] and len(list(Path("runs").glob("*/dynamics_pretrained.npz"))) == 3
+    assert "--load-model runs/toy__stand_in__2__" in run_list("python stand_in.py --seed 2 --adv-weight 0")[1]
+    monkeypatch.setenv("SHARE_ENSEMBLE", "1")
+    code, output, _ = run_list("python stand_in.py --seed 4", *(f"{line} --env-id new" for line in lines), WORKERS="3")
+    assert code == 0 and "--seed 4 --load-model runs/toy__stand_in__1__" in output
+    assert [path.parent.name[:16] for path in Path("runs").glob("new*/dynamics_pretrained.npz")] == ["new__stand_in__2"]
+    output = run_list(*lines, lines[0] + " --env-id new", DRY_RUN="1", GROUP="1")[1]
+    assert "--env-id new" in output and "\n# 1 commands, 1 groups of one dataset: GROUP=0 to 0" in output
+
+
 def test_without_a_model_its_arguments_do_not_make_another_run(run_list):
     line = "python stand_in.py --real-ratio 1"
     assert "1 finished" in run_list(line)[1]
@@ -248,6 +264,15 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
         assert output.count("--resume") == jobs and f"# {jobs + 1} commands, 2 groups" in output
         output = run_list(line, "python stand_in.py --env-id other", DRY_RUN="1", GROUP="1")[1]
         assert "--env-id other" in output and "# 1 commands" in output
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(run_list, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    runner.warn.cache_clear()
+    code, output, errors = run_list("python stand_in.py", "python stand_in.py --seed 2")
+    assert code == 0 and "2 finished" in output
+    assert errors.count("without locks") == 1 and os.strerror(number) in errors
 
 
 def test_a_wrong_command_stops_the_list_before_it_starts(run_list, subtests):
@@ -329,17 +354,21 @@ def test_a_terminal_that_knows_only_ascii():
 
 
 # The number of commands with one seed and with all of them
-LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (27, 135), "own_logs": (8, 32)}
+LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (27, 135)}
+LISTS |= {"own_logs": (8, 32), "resampled": (12, 28)}
 
 
 @pytest.fixture
 def lines_of(tmp_path) -> Callable[..., list[str]]:
     """What a list of benchmark/ pipes into the runner."""
-    (tmp_path / "python").write_text(f'#!/bin/sh\n[ "$1" != -c ] && exec cat\nexec {sys.executable} "$@"\n')
+    stand_in = f"""#!/bin/sh
+case $1 in -c) exec {sys.executable} "$@" ;; *resample.py) exec echo "$@" ;; *) exec cat ;; esac
+"""
+    (tmp_path / "python").write_text(stand_in)
     (tmp_path / "python").chmod(0o755)
 
     def lines_of(name: str, *flags: str, **settings: str) -> list[str]:
-        environment = os.environ | settings | {"DRY_RUN": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        environment = os.environ | {"DRY_RUN": "1"} | settings | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         command = [ROOT / "benchmark" / f"{name}.sh", *flags]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=60, env=environment, check=True
@@ -400,6 +429,21 @@ def test_what_own_logs_learns_from_lies_in_git(lines_of, subtests):
                 log = Path(job.seeds[0]["dataset_path"])
                 assert log.stem == job.seeds[0]["env_id"].replace("-", "_").removesuffix("_v2") + "-v2"
                 assert (ROOT / "benchmark" / "datasets" / f"{log.stem}.npz").is_file()
+
+
+def test_resampled_files_are_made_first_where_missing_and_their_runs_keep_the_defaults(lines_of):
+    names = "hopper-never-medium-v2 walker2d-never-random-v2"
+    lines = lines_of("resampled", DATASETS=names, DRY_RUN="0", D4RL_DATASET_DIR="/d4rl")
+    made = "python benchmark/datasets/resample.py {} --output collected/resampled/{}"
+    assert [f"python {line}" for line in lines[:2]] == [
+        made.format("/d4rl/hopper_never_medium-v2.hdf5", "hopper_never_medium-v2.hdf5"),
+        made.format("walker2d-never-random-v2", "walker2d_never_random-v2.hdf5"),
+    ]
+    assert len(lines) == 2 + 12
+    for job in read_list(lines_of("resampled")):
+        args, paper = job.seeds[0], rambo_continuous.parse_args(["--env-id", job.seeds[0]["env_id"]])
+        assert args["dataset_path"] == f"collected/resampled/{args['env_id'].removesuffix('-v2').replace('-', '_')}-v2.hdf5"
+        assert (args["rollout_length"], args["adv_weight"]) == (paper.rollout_length, paper.adv_weight)
 
 
 def test_longer_rollouts_add_as_many_rows_and_leave_the_methods_without_a_model_alone(lines_of):
