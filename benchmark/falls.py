@@ -158,8 +158,10 @@ def model_falls(run: Trained, states: np.ndarray, samples: int = 20) -> np.ndarr
 
 def rollout_states(run: Trained, seed: int) -> np.ndarray:
     """The normalised states that the rollouts of one iteration pass through, [N, O]."""
-    rows, terminated = jnp.asarray(run.dataset.rows), termination(run)
-    rollout = jax.jit(partial(rambo.rollout_models, terminated=terminated, args=run.args))
+    rows, rule = jnp.asarray(run.dataset.rows), rambo.termination_rule(rambo.make_env(run.args.env_id, run.args.d4rl_physics))
+    batch = rambo.split_rows(rows, run.dataset.obs_dim)
+    end_step = rambo.rollout_ends(batch, rule, run.dataset.obs_mean, run.dataset.obs_std, run.args)
+    rollout = jax.jit(partial(rambo.rollout_models, end_step=end_step, args=run.args))
     rollouts, _ = rollout(run.agent, run.dynamics, rows, jax.random.PRNGKey(seed))
     return np.asarray(rollouts[:, : run.dataset.obs_dim])
 
