@@ -312,7 +312,11 @@ def read(path: Path) -> list[Run]:
     """The runs of LOG.csv, or of the run folders and the logs in a folder, that have been evaluated or diverged."""
     logs = [path] if path.suffix == ".csv" else [log for log in sorted(path.glob("*.csv")) if args_path(log).exists()]
     runs = [run for log in logs for run in read_tidy(log)]
-    runs += [read_folder(file.parent) for file in sorted(path.glob("*/args.json"))]
+    for file in sorted(path.glob("*/args.json")):
+        try:
+            runs.append(read_folder(file.parent))
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            print(f"left out, not readable: {file.parent} ({type(error).__name__}: {error})", file=sys.stderr)
     return [run for run in runs if len(run.scores[1]) or run.status == "diverged"]
 
 

@@ -38,7 +38,7 @@ RUNS = Path("runs")
 POLL_SECONDS = 0.5
 # Arguments without influence on the result, which a run may have or not
 IRRELEVANT = "resume load_model save_model checkpoint_interval checkpoint_buffer capture_video cuda num_seeds eval_workers"
-IRRELEVANT += " compile cudagraphs track wandb_project_name wandb_entity"
+IRRELEVANT += " device compile cudagraphs track wandb_project_name wandb_entity"
 # The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")
 # What the pretrained ensemble depends on
@@ -143,7 +143,7 @@ class Job:
         """What to run now: resume, or start with or without the ensemble of one of the jobs."""
         state, folder = self.state()
         if state == "resumable":
-            more = ["--num-seeds", str(len(self.seeds))] if len(self.seeds) > 1 else []
+            more = ["--num-seeds", str(len(self.seeds))] if "num_seeds" in self.seeds[0] else []  # else all of seeds.json
             return ["python", self.script, "--resume", str(folder), *more]
         command = ["python", self.script, *self.argv]
         if self.ensemble is None:
@@ -161,6 +161,8 @@ class Job:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
+            except OSError as error:
+                print(f"warning: {self.log} cannot be locked ({error}): let no second runner work in this folder")
             command = self.command(jobs)
             print("$", shlex.join(command), file=log, flush=True)
             words = [sys.executable, *command[1:]]
