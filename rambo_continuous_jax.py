@@ -1,5 +1,10 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
 # Usage, metrics, results, deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
+import sys
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+
 import csv
 import difflib
 import errno
@@ -13,7 +18,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 import urllib.request
@@ -36,7 +40,7 @@ import numpy as np
 import optax
 import tensorboardX
 import tyro
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from flax import nnx
 from jax import Array as Tensor
 from jax.nn import logsumexp, relu, silu, softplus
@@ -913,7 +917,7 @@ def plain_flags(argv: list[str]) -> list[str]:
 def read_args(folder: Path) -> Args:
     """The arguments of a run to go on with; all seeds that began with this one go on together. Raises InputError."""
     with explain(f"--resume {folder}: its args.json cannot be read"):
-        saved = dict(json.loads((folder / "args.json").read_text(encoding="utf-8")))
+        saved = json.loads((folder / "args.json").read_text(encoding="utf-8"))
         saved.pop("device", None)
         if {"num_seeds", "cudagraphs"} & saved.keys() - vars(Args()).keys():
             other = "rambo_continuous_jax.py" if "num_seeds" in saved else "rambo_continuous.py"
@@ -1186,21 +1190,6 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
     return 100 * (returns - random) / (expert - random)
 
 
-@contextmanager
-def quiet_mujoco():
-    """HalfCheetah's model makes MuJoCo print, and write to MUJOCO_LOG.TXT, that one of its attributes is deprecated."""
-    if not hasattr(mujoco, "get_mju_user_warning"):  # MuJoCo before 3.2
-        yield
-        return
-    handler = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        mujoco.set_mju_user_warning(handler)
-
-
 def restore_d4rl_physics(env: gym.Env) -> None:
     """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
 
@@ -1226,12 +1215,15 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     """The environment to evaluate in: a D4RL id gives gymnasium's -v4 in D4RL physics, a Minari id the recorded one, any
     other id gymnasium's own. Raises InputError when there is none, or when its spaces are not flat boxes."""
     gym.logger.min_level = gym.logger.ERROR  # gymnasium warns that v5 is newer: v5 is another environment
-    with explain(f"no environment for --env-id {env_id} can be made here", {gym.error.Error: suggest(env_id)}):
+    if is_d4rl_id(env_id) and hasattr(mujoco, "set_mju_user_warning"):  # HalfCheetah's model has a deprecated attribute
+        mujoco.set_mju_user_warning(lambda text: None)  # else it is printed, and written to MUJOCO_LOG.TXT
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+    advice = {gym.error.Error: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
+    with explain(f"no environment for --env-id {env_id} can be made here", advice):
         if is_d4rl_id(env_id):
-            with quiet_mujoco():
-                env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
-                if d4rl_physics:
-                    restore_d4rl_physics(env)
+            env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
+            if d4rl_physics:
+                restore_d4rl_physics(env)
         elif (dataset := minari_dataset(env_id)) is not None:
             env = dataset.recover_environment(**kwargs)
         else:
@@ -1448,7 +1440,8 @@ class RunFolder:
         self.args, self.dataset = args, dataset
         with explain(f"no run folder can be made in {Path('runs').resolve()}"):
             self.folder = Path(args.resume) if args.resume else new_folder(args)
-        with explain(f"no run can be kept in {self.folder}", {TimeoutError: "another process trains in it"}):
+        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
+        with explain(f"no run can be kept in {self.folder}", advice):
             self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
         self.arguments = vars(args) | {"resume": None, "device": device}
         if not args.resume:
@@ -1660,7 +1653,7 @@ if __name__ == "__main__":
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
     if hasattr(sys.stdout, "reconfigure"):  # not that of a notebook
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a path may be in letters that it lacks
-    message, code = "", 0
+    sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
     except BrokenPipeError:

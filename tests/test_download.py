@@ -202,7 +202,7 @@ def test_nobody_knows_where_home_is(rambo, monkeypatch):
 
     monkeypatch.delenv("D4RL_DATASET_DIR", raising=False)
     monkeypatch.setattr(Path, "expanduser", no_home)
-    assert "set $D4RL_DATASET_DIR" in refused(rambo)
+    assert "$D4RL_DATASET_DIR names another folder" in refused(rambo)
 
 
 def test_a_folder_that_cannot_be_written(rambo, server, monkeypatch):
