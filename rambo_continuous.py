@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -535,8 +535,7 @@ def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
 
 def main(args: Args) -> dict:
     """Trains. Returns result.json and the folder of the run. Raises InputError, Diverged."""
-    check_args(args)
-    print_defaults(args)
+    check_args(args, announce=True)
     # TRY NOT TO MODIFY: seeding
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(args.torch_deterministic)
@@ -674,7 +673,8 @@ def main(args: Args) -> dict:
         run.save_arrays("dynamics.npz", to_numpy(dynamics) | {"adv_weight": args.adv_weight})
     result = run.finish()
     if args.capture_video:
-        record_video(args, run.numpy_agent(to_numpy(agent)).mode, str(run.folder / "videos"))
+        policy = NumpyAgent(to_numpy(agent), dataset.obs_mean, dataset.obs_std).mode
+        record_video(args, policy, str(run.folder / "videos"))
     return result
 
 
@@ -828,8 +828,8 @@ def read_args(folder: Path) -> Args:
         return Args(**saved)
 
 
-def check_args(args: Args) -> None:
-    """Raises InputError with every rule that the arguments break."""
+def check_args(args: Args, announce: bool = False) -> None:
+    """Raises InputError with every rule that the arguments break; says which of the dataset's defaults are in force."""
     num_seeds, num_real = getattr(args, "num_seeds", 1), args.real_ratio * args.batch_size
     compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
     rules = {
@@ -852,11 +852,7 @@ def check_args(args: Args) -> None:
             rules[f"{flag_of(name)} must be {limit}"] = 0 < value < math.inf or (name in MAY_BE_ZERO and value == 0)
     if broken := [rule for rule, holds in rules.items() if not holds]:
         raise InputError("; ".join(broken))
-
-
-def print_defaults(args: Args) -> None:
-    """Which of the dataset's own defaults are in force, and which are not."""
-    for name, default in DATASET_DEFAULTS.get(args.env_id, {}).items():
+    for name, default in DATASET_DEFAULTS.get(args.env_id, {}).items() if announce else ():
         value = getattr(args, name)
         print(f"{flag_of(name)} {value}: {args.env_id}'s default" + (f" is {default}" if value != default else ""))
 
@@ -1273,20 +1269,28 @@ def worker_pool(workers: int | None) -> Executor:
 
 
 class Evaluations:
-    """Evaluations under way beside the training."""
+    """Evaluations under way beside the training. Their results go to the run's tables in order."""
 
-    def __init__(self, args: Args):
-        self.args, self.pool, self.pending = args, worker_pool(args.eval_workers), []
+    def __init__(self, args: Args, tables: "Tables"):
+        self.args, self.tables, self.pool, self.pending = args, tables, worker_pool(args.eval_workers), []
+        self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
+        self.latest, self.way_out = None, f"go on with --resume {tables.folder} --eval-workers 0"
 
     def start(self, iteration: int, seconds: float, agent: NumpyAgent) -> None:
-        future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
+        with explain("no evaluation can begin", {BrokenExecutor: self.way_out}):
+            future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
         self.pending.append((iteration, seconds, future))
 
-    def finished(self, most: int = 10) -> Iterator[tuple[int, dict]]:
-        """Iteration and metrics of those that are done, in order; waits as long as more than `most` are under way."""
+    def collect(self, most: int = 10) -> None:
+        """Logs those that are done; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
             iteration, seconds, future = self.pending.pop(0)
-            yield iteration, future.result() | {"seconds": round(seconds, 1)}
+            if isinstance(future.exception(), BrokenExecutor):
+                raise InputError(f"a process that evaluates died: {self.way_out}")
+            metrics = future.result() | {"seconds": round(seconds, 1)}
+            self.tables.add("evaluations.csv", iteration, metrics)
+            self.tables.writer.flush()  # waits for the disk, so not in every iteration
+            self.latest = iteration, metrics[self.score_name]
 
 
 # PLUMBING: run folder
@@ -1344,6 +1348,8 @@ class RunFolder:
         advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
         with explain(f"no run can be kept in {self.folder}", advice):
             self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
         self.arguments = vars(args) | {"resume": None, "device": device}
         if not args.resume:
             self.save_json("args.json", self.arguments)
@@ -1383,6 +1389,13 @@ class RunFolder:
         """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
         more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises InputError if this run cannot go on from there."""
+        if str(checkpoint["settings"]) != self.settings:
+            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 
 
 class Tables:
@@ -1447,9 +1460,27 @@ def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float
     return mean_q * (1 - gamma) / float(bound or 1)
 
 
+def warn_of_values(iteration: int, mean_q: float) -> None:
+    side = f"the mean Q, {mean_q:.0f}, is {'more' if mean_q > 0 else 'less'} than the dataset's rewards allow."
+    advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+    tqdm.write(f"warning: in iteration {iteration} {side} {advice}")
+
+
+def summarize_run(args: Args, status: str, score_name: str, rows: list[dict[str, str]]) -> dict:
+    """result.json from the rows of evaluations.csv, printed if the run has finished."""
+    result = {"status": status, "score": score_name, "iteration": None, "last": None, "mean_of_last_10": None}
+    if scores := [float(row[score_name]) for row in rows]:
+        iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
+        result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
+    if scores and status == "finished":
+        print(f"Seed {args.seed}, mean of the last {len(scores[-10:])} evaluations: {score_name} {mean:.1f}")
+        print(f"Seed {args.seed}, iteration {iteration}: {score_name} {last:.1f} (mean of {args.eval_episodes} episodes)")
+    return result
+
+
 def progress(runs: Iterable["Run"], mean_q: float) -> str:
     """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
-    scores = [run.score for run in runs if run.score]
+    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
     text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
     return f"{text}Q={mean_q:.0f}"
 
@@ -1459,26 +1490,15 @@ class Run(RunFolder):
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
         super().__init__(args, dataset, device)
-        self.iteration, self.start_time, self.score, self.warned = 0, time.monotonic(), None, False
-        self.tables, self.evaluations = Tables(self), Evaluations(args)
+        self.iteration, self.start_time, self.warned, self.tables = 0, time.monotonic(), False, Tables(self)
+        self.evaluations = Evaluations(args, self.tables)
         self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
-        self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
-        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
-        self.collect(0)
-        CHECKPOINTS[self.folder] = iteration
-        seconds = time.monotonic() - self.start_time
+        self.evaluations.collect(0)
+        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
         return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
-
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
-        if str(checkpoint["settings"]) != self.settings:
-            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 
     def go_on(self, checkpoint: dict) -> None:
         """Resumes from a checkpoint with state(): what came after it is forgotten."""
@@ -1489,20 +1509,17 @@ class Run(RunFolder):
         self.tables.go_back(self.iteration, checkpoint)
         self.save_json("args.json", self.arguments)
 
-    def log(self, iteration: int, metrics: dict) -> None:
+    def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
         if "losses/qf_values" in metrics:
-            mean_q = metrics["losses/qf_values"]
-            ratio = metrics["losses/value_bound_ratio"] = value_bound_ratio(mean_q, self.rewards, self.args.gamma)
+            ratio = value_bound_ratio(metrics["losses/qf_values"], self.rewards, self.args.gamma)
+            metrics["losses/value_bound_ratio"] = ratio
             if abs(ratio) > 1 and not self.warned:
-                self.warned, side = True, "more" if ratio > 0 else "less"
-                tqdm.write(
-                    f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is {side} than the dataset's rewards allow. "
-                    "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-                )
+                self.warned = True
+                warn_of_values(iteration, metrics["losses/qf_values"])
         self.tables.add("metrics.csv", iteration, metrics)
         self.check(iteration, metrics)
-        self.collect()
+        self.evaluations.collect()
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1511,42 +1528,21 @@ class Run(RunFolder):
             self.finish("diverged")
             raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}")
 
-    def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
-        return NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
-
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
-        with explain("no evaluation can begin", {BrokenExecutor: f"go on with --resume {self.folder} --eval-workers 0"}):
-            self.evaluations.start(iteration, time.monotonic() - self.start_time, agent)
-
-    def collect(self, most: int = 10) -> None:
-        """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
-        try:
-            for iteration, metrics in self.evaluations.finished(most):
-                self.tables.add("evaluations.csv", iteration, metrics)
-                self.tables.writer.flush()  # waits for the disk, so not in every iteration
-                self.score = iteration, metrics[self.score_name]
-        except BrokenExecutor as error:
-            advice = f"go on with --resume {self.folder} --eval-workers 0"
-            raise InputError(f"a process that evaluates died: {advice}") from error
+        weights = {name: array.copy() for name, array in weights.items()}  # updates may write over them
+        agent = NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
+        self.evaluations.start(iteration, time.monotonic() - self.start_time, agent)
 
     def finish(self, status: str = "finished") -> dict:
-        """Writes result.json, and prints and returns the last score and the mean of the last 10 evaluations."""
-        self.collect(0)
-        rows = self.tables.rows("evaluations.csv")
-        scores, iteration = [float(row[self.score_name]) for row in rows], int(rows[-1]["iteration"]) if rows else None
-        last, mean = (scores[-1], float(np.mean(scores[-10:]))) if scores else (None, None)
-        result = {"status": status, "score": self.score_name, "iteration": iteration, "last": last, "mean_of_last_10": mean}
+        """Writes result.json, prints the scores and returns them with the folder."""
+        self.evaluations.collect(0)
+        result = summarize_run(self.args, status, self.evaluations.score_name, self.tables.rows("evaluations.csv"))
         self.save_json("result.json", result)
         self.tables.writer.close()
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
-        if status == "finished" and scores:
-            seed, episodes = f"Seed {self.args.seed}", f"mean of {self.args.eval_episodes} episodes"
-            print(f"{seed}, mean of the last {len(scores[-10:])} evaluations: {self.score_name} {mean:.1f}")
-            print(f"{seed}, iteration {iteration}: {self.score_name} {last:.1f} ({episodes})")
         return result | {"folder": str(self.folder)}
 
 

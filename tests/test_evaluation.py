@@ -94,11 +94,11 @@ def test_results_are_logged_in_order_with_their_iteration(run):
     for iteration in (0, 10, 20):
         run.evaluate(iteration, {"weight": np.ones(3)})
     run.evaluations.pool.futures[1].set_result(metrics_of(1.0))
-    run.collect()
+    run.evaluations.collect()
     assert logged(run) == []
     run.evaluations.pool.futures[0].set_result(metrics_of(0.0))
-    run.collect()
-    assert logged(run) == [("0", 0.0), ("10", 1.0)] and run.score == (10, 1)
+    run.evaluations.collect()
+    assert logged(run) == [("0", 0.0), ("10", 1.0)] and run.evaluations.latest == (10, 1)
     run.evaluations.pool.futures[2].set_result(metrics_of(2.0))
     run.finish()
     assert logged(run)[2:] == [("20", 2.0)] and json.loads((run.folder / "result.json").read_text())["last"] == 2
@@ -108,9 +108,9 @@ def test_evaluations_are_waited_for_when_too_many_are_under_way(run, monkeypatch
     run.evaluate(0, {"weight": np.ones(3)})
     monkeypatch.setattr(Future, "result", lambda future: metrics_of(5.0))  # what waiting gives
     monkeypatch.setattr(Future, "exception", lambda future: None)
-    run.collect()
+    run.evaluations.collect()
     assert logged(run) == []
-    run.collect(0)
+    run.evaluations.collect(0)
     assert logged(run) == [("0", 5.0)]
 
 
@@ -135,7 +135,7 @@ def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
     run.evaluate(0, {"weight": np.ones(3)})
     run.evaluations.pool.futures[0].set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
     with pytest.raises(rambo.InputError, match=f"died.*--resume {run.folder} --eval-workers 0"):
-        run.collect()
+        run.evaluations.collect()
 
     def submit(*arguments):  # it died while it had nothing to do
         raise BrokenProcessPool("A child process terminated abruptly")
@@ -163,7 +163,7 @@ def test_tensorboard_is_on_disk_after_an_evaluation_and_in_a_checkpoint(run, mon
     assert not synchronised, "the disk would be waited for in every iteration"
     run.evaluate(3, {"weight": np.ones(3)})
     run.evaluations.pool.futures[0].set_result(metrics_of(-100.0))
-    run.collect()
+    run.evaluations.collect()
     expected = {"losses/qf_values": 3, "losses/value_bound_ratio": 3, "charts/episodic_return": 1}
     assert on_disk() == expected and synchronised
     run.log(4, {"losses/qf_values": 1.0})
