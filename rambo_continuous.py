@@ -980,22 +980,13 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
         data["timeouts"] = timed_out
-        ends = terminals | timed_out
         if "next_observations" not in data:
             # Row i + 1 holds row i's next observation; where an episode ends it is lost, so the row is dropped
-            drop = ends | (steps == len(steps) - 1)
-            print(f"{path.name} has no next_observations: dropped the last row of {drop.sum()} episodes")
+            last = terminals | timed_out | (steps == len(steps) - 1)
+            print(f"{path.name} has no next_observations: dropped the last row of {last.sum()} episodes")
             data["next_observations"] = np.roll(data["observations"], -1, axis=0)
-        else:
-            # Recorded from an environment that resets itself, an episode's last row, or one row more, leads to the next
-            # episode's first observation
-            last = np.flatnonzero(ends[:-1])
-            same = data["next_observations"][last] == data["observations"][last + 1]
-            last, drop = last[same.reshape(len(last), -1).all(1)], np.zeros_like(ends)
-            drop[last] = drop[last + 1] = True
-            if len(last):
-                print(f"warning: {path.name} leads from {len(last)} ends of episodes into the next: dropped the rows there")
-        return {key: column[~drop] for key, column in data.items()} if drop.any() else data
+            data = {key: column[~last] for key, column in data.items()}
+    return data
 
 
 class Dataset(NamedTuple):
@@ -1031,6 +1022,14 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         if not finite.all():
             raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~finite)[0, 0]}")
         data[key] = column
+    # Recorded from an environment that resets itself, an episode's last row, or one row more, leads into the next episode
+    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:-1, 0]
+    joined = np.flatnonzero(ends & (data["next_observations"][:-1] == data["observations"][1:]).all(1))
+    if joined.size:
+        print(f"warning: {path} leads from {joined.size} ends of episodes into the next: dropped the two rows at each")
+        data = {key: np.delete(column, [*joined, *joined + 1], 0) for key, column in data.items()}
+    if (n := len(data["rewards"])) < 20:
+        raise InputError(f"{path} holds {n} transitions: too few to learn from")
     low, high, actions = env.action_space.low, env.action_space.high, data["actions"]
     tolerance = 5e-4 * (high - low) + 1e-6 * abs(high)
     if (actions < low - tolerance).any() or (actions > high + tolerance).any():

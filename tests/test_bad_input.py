@@ -87,7 +87,9 @@ BAD_COLUMNS = {
     "more than float32 can hold": (dict(observations=hopper_log()["observations"].astype(float) * 1e39), "observations"),
     "actions above their bounds": (with_value("actions", (5, 1), 1.5), "actions.*bounds"),
     "actions below their bounds": (with_value("actions", (5, 1), -1.5), "actions.*bounds"),
-    "terminals that contradict the rule": (dict(terminals=np.arange(48) % 2 == 0), "terminals.*rule"),
+    "terminals that contradict the rule": (
+        dict(terminals=np.arange(48) % 2, next_observations=hopper_log()["next_observations"] * 1.001), "terminals.*rule"
+    ),
     "states that all end an episode": (dict(next_observations=np.zeros((48, 11))), "terminals.*rule"),
     "time-outs as terminals": (forty_episodes(terminals=np.arange(480) % 12 == 11), "20 of 40 terminals contradict"),
     "no terminals where the rule ends": (forty_episodes(terminals=np.zeros(480)), "20 of 20 terminals contradict"),

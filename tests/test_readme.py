@@ -19,8 +19,8 @@ FLAGS = {
     "rambo_continuous_jax.py": {field.name for field in fields(rambo_continuous_jax.Args)},
 }
 HEADINGS = (
-    "Get started, Use the policy, Results, The method, The two files, Usage, Data, Logged metrics, Implementation details, Speed, "
-    "Reproducing the paper, Copying the file, Citation"
+    "Get started, Use the policy, Results, The method, The two files, Usage, Data, Logged metrics, Implementation details, "
+    "Speed, Reproducing the paper, Copying the file, Citation"
 ).split(", ")
 
 
