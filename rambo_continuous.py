@@ -673,8 +673,7 @@ def main(args: Args) -> dict:
         run.save_arrays("dynamics.npz", to_numpy(dynamics) | {"adv_weight": args.adv_weight})
     result = run.finish()
     if args.capture_video:
-        policy = NumpyAgent(to_numpy(agent), dataset.obs_mean, dataset.obs_std).mode
-        record_video(args, policy, str(run.folder / "videos"))
+        record_video(args, NumpyAgent(to_numpy(agent), dataset.obs_mean, dataset.obs_std), run.folder)
     return result
 
 
@@ -1013,7 +1012,7 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         raise InputError(f"{path} holds {n} transitions: too few to learn from")
     widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
     for key in data:
-        with explain(f"{path}: {key} holds {data[key].dtype}, no numbers to learn from"), np.errstate(over="ignore"):
+        with explain(f"{path}: {key} of {data[key].dtype} cannot be read as numbers"), np.errstate(over="ignore"):
             column = data[key].reshape(len(data[key]), -1)  # [N] becomes [N, 1]
             column = column.astype(np.promote_types(column.dtype, np.float32), copy=False)  # float64 stays, for offsets
             finite = np.isfinite(column.astype(np.float32, copy=False))
@@ -1225,19 +1224,19 @@ def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     }
 
 
-def record_video(args: Args, policy: Callable | None = None, folder: str = "") -> None:
-    """Records an episode of the policy; without one it only checks that this machine can render."""
+def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path = Path()) -> None:
+    """Records an episode of the agent's mode; without one it only checks that this machine can render."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    with explain("--capture-video cannot render here, by what MUJOCO_GL says"):
+    with explain(f"--capture-video: no picture can be made here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}"):
         with closing(make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")) as env:
             env.reset()
             env.render()
-    if policy:
+    if agent:
         env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
-        env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
+        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True)
         with closing(gym.vector.SyncVectorEnv([lambda: env])) as envs:
-            evaluate(policy, envs, args.seed, args.gamma)
+            evaluate(agent.mode, envs, args.seed, args.gamma)
 
 
 def start_worker() -> None:

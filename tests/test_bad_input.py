@@ -79,7 +79,7 @@ BAD_COLUMNS = {
     "terminals in two columns": (dict(terminals=np.zeros((48, 2))), r"cannot be read.*\(48,"),
     "columns of different lengths": (dict(rewards=np.zeros(47)), "observations has shape"),
     "different lengths, no next observations": (dict(rewards=np.zeros(47), next_observations=None), "columns of one length"),
-    "text": (dict(rewards=np.array([b"one"] * 48)), "rewards holds .*no numbers"),
+    "text": (dict(rewards=np.array([b"one"] * 48)), "rewards of .* cannot be read as numbers"),
     "NaN in the observations": (with_value("observations", (7, 3), np.nan), "observations.*NaN.*row 7"),
     "infinity in the rewards": (with_value("rewards", 9, np.inf), "rewards.*infinity in row 9"),
     "NaN in the next observations": (with_value("next_observations", (11, 0), np.nan), "next_observations.*row 11"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import TINY, hopper_log, pendulum_log, run_here, write_hdf5
+from conftest import SCRIPTS, TINY, hopper_log, pendulum_log, run_here, write_hdf5
 
 
 @pytest.fixture
@@ -74,6 +74,22 @@ def test_numbers_of_any_size(rambo, tmp_path):
     path = write_hdf5(tmp_path / "beyond.hdf5", log | {"actions": log["actions"] * np.float32(1.1e-6)})
     with pytest.raises(rambo.InputError, match="bounds"):
         rambo.load_dataset("Pendulum-v1", str(path), env)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_model_divides_by_small_spreads_and_not_by_those_of_constants(name):
+    """An action of std 0.009, as a good controller's, moves the environment; states are fed back with the model's noise."""
+    module = importlib.import_module(Path(name).stem)
+    rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+    rows *= np.float32([0.02, 0.005, 0.009, 0.0005, 1, 1, 1, 1]) / rows.std(0, ddof=1)
+    if "jax" in name:
+        from flax import nnx
+
+        dynamics = module.Dynamics(2, 2, 2, 8, nnx.Rngs(0))
+    else:
+        dynamics, rows = module.Dynamics(2, 2, 2, 8), importlib.import_module("torch").as_tensor(rows)
+    dynamics.set_scales(module.split_rows(rows, 2))
+    np.testing.assert_allclose(np.asarray(dynamics.input_std), [0.02, 1, 0.009, 1], rtol=1e-4)
 
 
 def test_rows_that_lead_into_the_next_episode_are_dropped(rambo, tmp_path, capsys):
