@@ -248,7 +248,7 @@ class Fixed(PendulumEnv):
         self.action_space = gym.spaces.Box(np.array([-2, 0.5], np.float32), np.array([2, 0.5], np.float32))
 
     def step(self, action):
-        assert self.action_space.contains(action.astype(np.float32)), action
+        assert self.action_space.contains(action), action
         return super().step(action[:1])
 
 
