@@ -78,7 +78,7 @@ class Args:
     save_model: bool = False  # save the pretrained and the final dynamics, too, to runs/{run_name}/*.npz
     load_model: str | None = None  # dynamics_pretrained.npz of the same dataset: skip pretraining
     resume: str | None = None  # a run folder: go on from its last checkpoint
-    checkpoint_interval: int = 50  # iterations between two checkpoints of the whole run; 0 writes none
+    checkpoint_minutes: float = 10  # between two checkpoints of the whole run, pretraining included; 0 writes none
     checkpoint_buffer: bool = True  # keep model rollouts in checkpoints; without, 12 MB each, --resume makes new ones
     eval_interval: int = 10  # iterations between two evaluations; the last 10 iterations are all evaluated
     eval_episodes: int = 10  # episodes of each evaluation, with the policy's mode
@@ -89,18 +89,21 @@ class Args:
     dataset_path: str | None = None  # a D4RL-style HDF5 file to learn from instead of the dataset --env-id names
     d4rl_physics: bool = True  # evaluate D4RL ids in the physics of their data, not in gymnasium's stock -v4
     total_iterations: int = 2000  # iterations of rollouts, agent and adversarial model updates (n_iter, Algorithm 1)
-    updates_per_iteration: int = 1000  # agent updates, and adversarial model updates, in each iteration
+    updates_per_iteration: int = 1000  # agent updates in each iteration
+    model_updates_per_iteration: int | None = None  # adversarial model updates; the paper's default: as many
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # how far the target critics move towards the critics at each update
     batch_size: int = 256  # rows in a batch of the agent, of the model's supervised and its adversarial loss
     policy_lr: float = 1e-4  # learning rate of the actor and of the temperature
     q_lr: float = 3e-4  # learning rate of the critics
+    num_critics: int = 2  # Q-functions; the smallest of their values counts
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
     norm_adv: bool = True  # normalise the advantages of the adversarial loss over the batch
+    halt_outside: bool = False  # a model rollout that leaves the range of the dataset's observations ends there
     rollout_batch_size: int = 50_000  # model rollouts started at each iteration; a multiple of num_elites
     rollout_retain_iterations: int = 5  # the agent learns from the rollouts of so many past iterations
     num_models: int = 7  # dynamics models in the pretrained ensemble
@@ -147,17 +150,17 @@ class BatchedLinear(nn.Module):
 
 
 class Critic(nn.Module):
-    """Two Q-functions: observations [B, O], actions [B, A] -> [2, B]."""
+    """Q-functions side by side, two by default: observations [B, O], actions [B, A] -> [n, B]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 256):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int = 256, n: int = 2):
         super().__init__()
-        self.fc1 = BatchedLinear(2, obs_dim + action_dim, hidden_dim)
-        self.fc2 = BatchedLinear(2, hidden_dim, hidden_dim)
-        self.fc3 = BatchedLinear(2, hidden_dim, 1)
+        self.fc1 = BatchedLinear(n, obs_dim + action_dim, hidden_dim)
+        self.fc2 = BatchedLinear(n, hidden_dim, hidden_dim)
+        self.fc3 = BatchedLinear(n, hidden_dim, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = concatenate([observations, actions], -1)
-        x = relu(self.fc1(broadcast_to(x, (2, *x.shape))))
+        x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
 
@@ -200,11 +203,11 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 class Agent(nn.Module):
     """Actor, critics, target critics and temperature."""
 
-    def __init__(self, obs_dim: int, action_dim: int, alpha: float):
+    def __init__(self, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2):
         super().__init__()
         self.actor = Actor(obs_dim, action_dim)
-        self.critic = Critic(obs_dim, action_dim)
-        self.target_critic = Critic(obs_dim, action_dim).requires_grad_(False)
+        self.critic = Critic(obs_dim, action_dim, n=num_critics)
+        self.target_critic = Critic(obs_dim, action_dim, n=num_critics).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)))
 
@@ -291,10 +294,13 @@ def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args) -> Tensor:
+def pretrain_dynamics(
+    dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
+) -> Tensor:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
-    Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges.
+    Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges. A run
+    keeps checkpoints.
     """
     obs_dim, device = holdout.observations.shape[-1], train_rows.device
     dynamics.set_scales(split_rows(train_rows, obs_dim))
@@ -313,9 +319,13 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
     best_errors = torch.full((args.num_models,), math.inf, device=device)  # the first epoch always improves
     best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
-    epochs_since_improvement = 0
-    bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
-    for _ in bar:
+    first_epoch, epochs_since_improvement = 0, 0
+    parts, best = (dynamics, optimizer), (best_errors, *best_weights)
+    if run and args.resume:
+        first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt")
+    epochs = range(first_epoch, args.model_max_pretrain_epochs)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
+    for epoch in epochs:
         order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=device).argsort(1))  # reshuffled for each member
         for indices in order.split(args.batch_size, dim=1):
             update(indices)
@@ -323,23 +333,50 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if not errors.isfinite().all():
             return errors
         improved = errors < 0.99 * best_errors
-        best_errors = where(improved, errors, best_errors)
-        for best, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            best.copy_(where(improved[:, None, None], weight.detach(), best))
+        best_errors.copy_(where(improved, errors, best_errors))
+        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
+            kept.copy_(where(improved[:, None, None], weight.detach(), kept))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
+        bar.update()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
         if epochs_since_improvement > 10:
             break
+        if run and run.checkpoint_is_due():
+            save_checkpoint(run, 0, parts, best, "pretraining.pt", (epoch + 1, epochs_since_improvement))
     bar.close()
     with torch.no_grad():
-        for best, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            weight.copy_(best)
+        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
+            weight.copy_(kept)
     return best_errors
+
+
+def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tensor, args: Args) -> Callable:
+    """The function (rewards [...], next_observations [..., O]) -> rewards, terminals [...] that ends steps of the model.
+
+    The environment's rule, on un-normalised states, terminates them. With --halt-outside leaving the range of the dataset's
+    observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
+    """
+    both = concatenate([dataset.observations, dataset.next_observations])
+    low, high = both.amin(0), both.amax(0)
+    # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
+    most = 10 + 1e-4 * len(both)
+    low = where((both == low).sum(0) > most, -math.inf, low)
+    high = where((both == high).sum(0) > most, math.inf, high)
+    lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
+
+    def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
+        terminals = rule(next_observations * obs_std + obs_mean)
+        if args.halt_outside:
+            halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
+            rewards, terminals = rewards + args.gamma * lowest_value * halted, terminals | halted
+        return rewards, terminals
+
+    return end_step
 
 
 @torch.no_grad()
 def rollout_models(
-    agent: Agent, dynamics: Dynamics, rows: Tensor, terminated: Callable, args: Args
+    agent: Agent, dynamics: Dynamics, rows: Tensor, end_step: Callable, args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """k-step rollouts of the stochastic policy in the model from dataset states: rows [k * starts, W], and metrics.
 
@@ -355,8 +392,8 @@ def rollout_models(
         actions, _ = sample_action(agent.actor, observations, torch.randn(*shape, action_dim, device=rows.device))
         mean, log_var = dynamics(observations, actions)
         sample = mean + exp(0.5 * log_var) * torch.randn_like(mean)
-        next_observations, rewards = observations + sample[..., :-1], sample[..., -1:]
-        terminals = terminated(next_observations)[..., None]
+        next_observations = observations + sample[..., :-1]
+        rewards, terminals = (x[..., None] for x in end_step(sample[..., -1], next_observations))
         step = concatenate([observations, actions, rewards, next_observations, terminals.float()], -1)
         steps.append(step.flatten(0, 1))
         restarts = sample_rows(rows, *shape)[..., :obs_dim]
@@ -467,7 +504,7 @@ def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True
 
 def model_loss(
     dynamics: Dynamics, agent: Agent, observations: Tensor, real: Batch, elites: Tensor, noise: Tensor,
-    terminated: Callable, args: Args,
+    end_step: Callable, args: Args,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
@@ -489,8 +526,8 @@ def model_loss(
     sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
     sample = sample.detach()  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
-    terminals = terminated(next_observations)
-    imagined = Batch(observations, actions, sample[:, -1], next_observations, terminals.float())
+    rewards, terminals = end_step(sample[:, -1], next_observations)
+    imagined = Batch(observations, actions, rewards, next_observations, terminals.float())
     advantages = compute_advantages(agent, imagined, args.gamma)
     log_prob = mixture_log_prob(mean, log_var, sample)
     adv_loss = adversarial_loss(log_prob, advantages, args.norm_adv)
@@ -508,7 +545,7 @@ def model_loss(
 
 def update_model(
     agent: Agent, dynamics: Dynamics, optimizer: torch.optim.Optimizer, observations: Tensor, restarts: Tensor,
-    real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
+    real: Batch, elites: Tensor, noise: Tensor, end_step: Callable, args: Args,
     model_loss: Callable = model_loss,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """One step of Eq. 7, as in model_loss. Returns the observations [B, O] to go on from, and metrics.
@@ -516,7 +553,7 @@ def update_model(
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
     loss, next_observations, terminals, metrics = model_loss(
-        dynamics, agent, observations, real, elites, noise, terminated, args
+        dynamics, agent, observations, real, elites, noise, end_step, args
     )
     optimizer.zero_grad()
     loss.backward()
@@ -555,35 +592,34 @@ def main(args: Args) -> dict:
     num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
     obs_mean, obs_std = torch.tensor(np.stack([dataset.obs_mean, dataset.obs_std]), dtype=torch.float32, device=device)
-
-    def terminated(observations: Tensor) -> Tensor:
-        return rule(observations * obs_std + obs_mean)
+    end_step = rollout_ends(split_rows(rows, obs_dim), rule, obs_mean, obs_std, args)
 
     # Agent, model, and the ring buffer of the last iterations' rollouts
     use_model = args.real_ratio < 1
-    pretrain = use_model and not args.resume and not args.load_model
+    resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
+    pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
-    agent = Agent(obs_dim, action_dim, args.alpha).to(device)
+    agent = Agent(obs_dim, action_dim, args.alpha, args.num_critics).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
     retained = args.rollout_retain_iterations if use_model else 0
     buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)
 
     def add_rollouts(iteration: int) -> dict[str, Tensor]:
-        rollouts, metrics = rollout_models(agent, dynamics, rows, terminated, args)
+        rollouts, metrics = rollout_models(agent, dynamics, rows, end_step, args)
         buffer[iteration % args.rollout_retain_iterations] = rollouts  # over the oldest
         return metrics
 
     # Pretraining; or what an earlier run left
-    if args.load_model and not args.resume:
+    if args.load_model and not resume:
         load_arrays(args.load_model, dynamics, dataset)
     run = Run(args, dataset, "cpu" if device.type == "cpu" else torch.cuda.get_device_name())
     if pretrain:
-        errors = pretrain_dynamics(dynamics, train_rows, holdout, args)
+        errors = pretrain_dynamics(dynamics, train_rows, holdout, args, run)
         run.check(0, {"hold-out error": errors.sum().item()})
         elites = errors.argsort()[: args.num_elites].sort().values
         print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in errors)}; elites: {elites.tolist()}")
         dynamics.keep_members(elites)
-    if not args.resume:
+    if not resume:
         clone_behaviour(agent.actor, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
@@ -595,7 +631,9 @@ def main(args: Args) -> dict:
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
     parts = agent, dynamics, *optimizers.values()
-    if args.resume and not load_checkpoint(run, parts, buffer) and use_model:
+    if resume:
+        load_checkpoint(run, parts, (buffer,))
+    if resume and use_model and not buffer.any():
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             add_rollouts(iteration)
@@ -612,20 +650,21 @@ def main(args: Args) -> dict:
     def model_step(observations: Tensor, restarts: Tensor, real: Tensor, *draws: Tensor) -> tuple:
         real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
         model = agent, dynamics, optimizers["model"]
-        return update_model(*model, observations, restarts, real, *draws, terminated, args, adversary_loss)
+        return update_model(*model, observations, restarts, real, *draws, end_step, args, adversary_loss)
 
     agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
 
     # ALGO LOGIC: Algorithm 1
     num_updates, batch_size = args.updates_per_iteration, args.batch_size
+    num_model_updates = args.model_updates_per_iteration or num_updates
     num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
     bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(run.iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last = iteration == args.total_iterations
-        if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
-            save_checkpoint(run, iteration, parts, buffer if args.checkpoint_buffer else None)
+        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
+        if run.checkpoint_is_due(is_pretrained or is_last):
+            save_checkpoint(run, iteration, parts, (buffer,) if args.checkpoint_buffer else ())
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             run.evaluate(iteration, to_numpy(agent))
         if is_last:
@@ -649,17 +688,17 @@ def main(args: Args) -> dict:
         # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
         if use_model and args.adv_weight > 0:
             start_time, history = time.monotonic(), []
-            starts, restarts = draw(len(rows), (2, num_updates, batch_size))
-            real_indices = draw(len(train_rows), (num_updates, args.num_elites, batch_size))
-            elites = draw(args.num_elites, (num_updates, batch_size))
-            noise = normal(num_updates, batch_size, action_dim + obs_dim + 1)
+            starts, restarts = draw(len(rows), (2, num_model_updates, batch_size))
+            real_indices = draw(len(train_rows), (num_model_updates, args.num_elites, batch_size))
+            elites = draw(args.num_elites, (num_model_updates, batch_size))
+            noise = normal(num_model_updates, batch_size, action_dim + obs_dim + 1)
             for i, draws in enumerate(zip(restarts, real_indices, elites, noise, strict=True)):
                 if i % args.rollout_length == 0:
                     observations = rows[starts[i], :obs_dim]
                 observations, model_metrics = model_step(observations, *draws)
                 history.append(torch.stack(list(model_metrics.values())))
             metrics |= summarize(model_metrics, history)
-            metrics["charts/model_SPS"] = num_updates / (time.monotonic() - start_time)
+            metrics["charts/model_SPS"] = num_model_updates / (time.monotonic() - start_time)
         if use_model:
             metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean().item()
 
@@ -714,30 +753,35 @@ def capture(function: Callable, args: Args, device: torch.device) -> Callable:
     return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
 
 
-def save_checkpoint(run: "Run", iteration: int, parts: tuple, buffer: Tensor | None) -> None:
+def save_checkpoint(
+    run: "Run", iteration: int, parts: tuple, tensors: tuple, name: str = "checkpoint.pt", progress: tuple = ()
+) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
-        "buffer": buffer,
+        "tensors": tensors,  # the model's rollouts, where they are kept; of pretraining the best weights
+        "progress": progress,  # of pretraining
         "rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
-    run.save("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+    run.save(name, lambda file: torch.save(checkpoint, file))
+    if name == "checkpoint.pt":
+        (run.folder / "pretraining.pt").unlink(missing_ok=True)
 
 
-def load_checkpoint(run: "Run", parts: tuple, buffer: Tensor) -> bool:
-    """Goes on from save_checkpoint's file, running no pickled code. Returns whether it held the model's rollouts."""
-    with explain(f"--resume {run.folder}: no usable checkpoint.pt there"):
-        checkpoint = torch.load(run.folder / "checkpoint.pt", map_location=buffer.device, weights_only=True)
+def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "checkpoint.pt") -> tuple:
+    """Goes on from save_checkpoint's file, running no pickled code. Returns its progress."""
+    with explain(f"--resume {run.folder}: no usable {name} there"):
+        checkpoint = torch.load(run.folder / name, map_location=tensors[0].device, weights_only=True)
         run.go_on(checkpoint)
         for part, state in zip(parts, checkpoint["states"], strict=True):
             part.load_state_dict(state)
+        for tensor, saved in zip(tensors, checkpoint["tensors"], strict=False):
+            tensor.copy_(saved)
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         if torch.cuda.is_initialized() and checkpoint["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
-        if checkpoint["buffer"] is not None:
-            buffer.copy_(checkpoint["buffer"])
-        return checkpoint["buffer"] is not None
+        return checkpoint["progress"]
 
 
 def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
@@ -774,8 +818,8 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
 
 
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_interval eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint_buffer cuda compile cudagraphs track
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
@@ -1336,11 +1380,20 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
     return arrays
 
 
+def start_wandb(args: Args, folder: Path) -> None:
+    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
+    where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+    if args.track:
+        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+
+
 class RunFolder:
     """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
-        self.args, self.dataset = args, dataset
+        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
         with explain(f"no run folder can be made in {Path('runs').resolve()}"):
             self.folder = Path(args.resume) if args.resume else new_folder(args)
         advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
@@ -1352,21 +1405,13 @@ class RunFolder:
         if not args.resume:
             self.save_json("args.json", self.arguments)
         try:
-            self.track()
+            start_wandb(args, self.folder)
         except InputError:
             self.lock.close()
             if not args.resume:
                 shutil.rmtree(self.folder)
             raise
         print(f"Run folder: {self.folder}, training on {device}")
-
-    def track(self) -> None:
-        """Starts wandb (--track); a resumed run goes on under its id."""
-        name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
-        where = dict(project=self.args.wandb_project_name, entity=self.args.wandb_entity, name=name, id=name, resume="allow")
-        if self.args.track:
-            with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
-                importlib.import_module("wandb").init(**where, config=vars(self.args), sync_tensorboard=True)
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1387,6 +1432,11 @@ class RunFolder:
         """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
         more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""
@@ -1494,6 +1544,7 @@ class Run(RunFolder):
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
         CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
         return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}

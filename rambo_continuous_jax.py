@@ -80,7 +80,7 @@ class Args:
     save_model: bool = False  # save the pretrained and the final dynamics, too, to runs/{run_name}/*.npz
     load_model: str | None = None  # dynamics_pretrained.npz of the same dataset: skip pretraining
     resume: str | None = None  # a run folder: go on from its last checkpoint
-    checkpoint_interval: int = 50  # iterations between two checkpoints of the whole run; 0 writes none
+    checkpoint_minutes: float = 10  # between two checkpoints of the whole run, pretraining included; 0 writes none
     checkpoint_buffer: bool = True  # keep model rollouts in checkpoints; without, 12 MB each, --resume makes new ones
     eval_interval: int = 10  # iterations between two evaluations; the last 10 iterations are all evaluated
     eval_episodes: int = 10  # episodes of each evaluation, with the policy's mode
@@ -91,18 +91,21 @@ class Args:
     dataset_path: str | None = None  # a D4RL-style HDF5 file to learn from instead of the dataset --env-id names
     d4rl_physics: bool = True  # evaluate D4RL ids in the physics of their data, not in gymnasium's stock -v4
     total_iterations: int = 2000  # iterations of rollouts, agent and adversarial model updates (n_iter, Algorithm 1)
-    updates_per_iteration: int = 1000  # agent updates, and adversarial model updates, in each iteration
+    updates_per_iteration: int = 1000  # agent updates in each iteration
+    model_updates_per_iteration: int | None = None  # adversarial model updates; the paper's default: as many
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # how far the target critics move towards the critics at each update
     batch_size: int = 256  # rows in a batch of the agent, of the model's supervised and its adversarial loss
     policy_lr: float = 1e-4  # learning rate of the actor and of the temperature
     q_lr: float = 3e-4  # learning rate of the critics
+    num_critics: int = 2  # Q-functions; the smallest of their values counts
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
     norm_adv: bool = True  # normalise the advantages of the adversarial loss over the batch
+    halt_outside: bool = False  # a model rollout that leaves the range of the dataset's observations ends there
     rollout_batch_size: int = 50_000  # model rollouts started at each iteration; a multiple of num_elites
     rollout_retain_iterations: int = 5  # the agent learns from the rollouts of so many past iterations
     num_models: int = 7  # dynamics models in the pretrained ensemble
@@ -161,16 +164,16 @@ class BatchedLinear(nnx.Module):
 
 
 class Critic(nnx.Module):
-    """Two Q-functions: observations [B, O], actions [B, A] -> [2, B]."""
+    """Q-functions side by side, two by default: observations [B, O], actions [B, A] -> [n, B]."""
 
-    def __init__(self, obs_dim: int, action_dim: int, rngs: nnx.Rngs, hidden_dim: int = 256):
-        self.fc1 = BatchedLinear(2, obs_dim + action_dim, hidden_dim, rngs)
-        self.fc2 = BatchedLinear(2, hidden_dim, hidden_dim, rngs)
-        self.fc3 = BatchedLinear(2, hidden_dim, 1, rngs)
+    def __init__(self, obs_dim: int, action_dim: int, rngs: nnx.Rngs, hidden_dim: int = 256, n: int = 2):
+        self.fc1 = BatchedLinear(n, obs_dim + action_dim, hidden_dim, rngs)
+        self.fc2 = BatchedLinear(n, hidden_dim, hidden_dim, rngs)
+        self.fc3 = BatchedLinear(n, hidden_dim, 1, rngs)
 
     def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = concatenate([observations, actions], -1)
-        x = relu(self.fc1(broadcast_to(x, (2, *x.shape))))
+        x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
 
@@ -218,9 +221,9 @@ class Agent(NamedTuple):
     log_alpha: Tensor
 
 
-def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float) -> Agent:
+def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2) -> Agent:
     rngs = nnx.Rngs(key)
-    actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs)
+    actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs, n=num_critics)
     return Agent(actor, critic, jax.tree.map(jnp.copy, critic), log(jnp.float32(alpha)))
 
 
@@ -323,12 +326,12 @@ def scan_batches(update: Callable, carry: tuple, order: Tensor, batch_size: int)
 
 
 def pretrain_dynamics(
-    dynamics: Dynamics, keys: Tensor, train_rows: Tensor, holdout: Batch, args: Args
+    dynamics: Dynamics, keys: Tensor, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
 ) -> tuple[Dynamics, Tensor]:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     For all seeds [S, ...] at once; one that has stopped waits for the others. Returns the ensembles with these weights
-    restored and the members' best hold-out errors [S, E], not finite ones if a seed diverges.
+    restored and the members' best hold-out errors [S, E], not finite ones if a seed diverges. A run keeps checkpoints.
     """
     obs_dim = holdout.observations.shape[-1]
 
@@ -359,20 +362,48 @@ def pretrain_dynamics(
     if args.model_max_pretrain_epochs == 0:
         return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
-    bar = tqdm(range(args.model_max_pretrain_epochs), desc="Pretraining the model", unit="epoch", dynamic_ncols=True)
-    for i in bar:
+    state, first_epoch = load_pretraining(run, state) if run and args.resume else (state, 0)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=args.model_max_pretrain_epochs)
+    for i in range(first_epoch, args.model_max_pretrain_epochs):
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
         (best_errors, _), patience = state[2], state[3].min()
+        bar.update()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{patience}/10")
         if patience > 10:
             break
+        if run and run.checkpoint_is_due():
+            save_pretraining(run, i + 1, state)
     bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
     return dynamics, best_errors
 
 
+def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tensor, args: Args) -> Callable:
+    """The function (rewards [...], next_observations [..., O]) -> rewards, terminals [...] that ends steps of the model.
+
+    The environment's rule, on un-normalised states, terminates them. With --halt-outside leaving the range of the dataset's
+    observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
+    """
+    both = concatenate([dataset.observations, dataset.next_observations])
+    low, high = both.min(0), both.max(0)
+    # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
+    most = 10 + 1e-4 * len(both)
+    low = where((both == low).sum(0) > most, -math.inf, low)
+    high = where((both == high).sum(0) > most, math.inf, high)
+    lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
+
+    def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
+        terminals = rule(next_observations * obs_std + obs_mean)
+        if args.halt_outside:
+            halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
+            rewards, terminals = rewards + args.gamma * lowest_value * halted, terminals | halted
+        return rewards, terminals
+
+    return end_step
+
+
 def rollout_models(
-    agent: Agent, dynamics: Dynamics, rows: Tensor, key: Tensor, terminated: Callable, args: Args
+    agent: Agent, dynamics: Dynamics, rows: Tensor, key: Tensor, end_step: Callable, args: Args
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """k-step rollouts of the stochastic policy in the model from dataset states: rows [k * starts, W], and metrics.
 
@@ -388,8 +419,8 @@ def rollout_models(
         actions, _ = sample_action(agent.actor, observations, jax.random.normal(action_key, (*shape, action_dim)))
         mean, log_var = dynamics(observations, actions)
         sample = mean + exp(0.5 * log_var) * jax.random.normal(sample_key, mean.shape)
-        next_observations, rewards = observations + sample[..., :-1], sample[..., -1:]
-        terminals = terminated(next_observations)[..., None]
+        next_observations = observations + sample[..., :-1]
+        rewards, terminals = (x[..., None] for x in end_step(sample[..., -1], next_observations))
         step = concatenate([observations, actions, rewards, next_observations, terminals.astype(float)], -1)
         restarts = sample_rows(restart_key, rows, *shape)[..., :obs_dim]
         return where(terminals, restarts, next_observations), step
@@ -502,7 +533,7 @@ def adversarial_loss(log_prob: Tensor, advantages: Tensor, norm_adv: bool = True
 
 def model_loss(
     dynamics: Dynamics, agent: Agent, observations: Tensor, real: Batch, elites: Tensor, noise: Tensor,
-    terminated: Callable, args: Args,
+    end_step: Callable, args: Args,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:  # fmt: skip
     """Eq. 6 on one step of the policy in the model from observations [B, O], and on dataset rows [E, B, ...].
 
@@ -523,8 +554,8 @@ def model_loss(
     sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
     sample = jax.lax.stop_gradient(sample)  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
-    terminals = terminated(next_observations)
-    imagined = Batch(observations, actions, sample[:, -1], next_observations, terminals.astype(float))
+    rewards, terminals = end_step(sample[:, -1], next_observations)
+    imagined = Batch(observations, actions, rewards, next_observations, terminals.astype(float))
     advantages = compute_advantages(agent, imagined, args.gamma)
     log_prob = mixture_log_prob(mean, log_var, sample)
     adv_loss = adversarial_loss(log_prob, advantages, args.norm_adv)
@@ -542,14 +573,14 @@ def model_loss(
 
 def update_model(
     agent: Agent, dynamics: Dynamics, optimizer: optax.OptState, observations: Tensor, restarts: Tensor,
-    real: Batch, elites: Tensor, noise: Tensor, terminated: Callable, args: Args,
+    real: Batch, elites: Tensor, noise: Tensor, end_step: Callable, args: Args,
 ) -> tuple[Dynamics, optax.OptState, Tensor, dict[str, Tensor]]:  # fmt: skip
     """One step of Eq. 7, as in model_loss. Returns model, optimiser, the observations [B, O] to go on from, metrics.
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
     gradients, (next_observations, terminals, metrics) = jax.grad(model_loss, has_aux=True)(
-        dynamics, agent, observations, real, elites, noise, terminated, args
+        dynamics, agent, observations, real, elites, noise, end_step, args
     )
     dynamics, optimizer = adam_step(dynamics, optimizer, gradients, args.model_lr)
     observations = where(terminals[..., None], restarts, next_observations)
@@ -579,12 +610,13 @@ class TrainState(NamedTuple):
 
 
 def train_iteration(
-    state: TrainState, iteration: Tensor, rows: Tensor, holdout: Batch, terminated: Callable, args: Args
+    state: TrainState, iteration: Tensor, rows: Tensor, holdout: Batch, end_step: Callable, args: Args
 ) -> tuple[TrainState, dict[str, Tensor]]:
     """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics."""
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
     num_updates, batch_size, num_holdout = args.updates_per_iteration, args.batch_size, len(holdout.rewards)
+    num_model_updates = args.model_updates_per_iteration or num_updates
     num_real = round(args.real_ratio * batch_size)
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
@@ -592,7 +624,7 @@ def train_iteration(
 
     # Generate synthetic k-step rollouts with pi in the model, from states of the dataset
     if use_model:
-        rollouts, metrics = rollout_models(agent, dynamics, rows, rollout_key, terminated, args)
+        rollouts, metrics = rollout_models(agent, dynamics, rows, rollout_key, end_step, args)
         buffer = buffer.at[iteration % args.rollout_retain_iterations].set(rollouts)  # over the oldest
     num_model_rows = jnp.minimum(iteration + 1, len(buffer)) * buffer.shape[1]
 
@@ -617,17 +649,17 @@ def train_iteration(
         step, starts, restarts, real, elites, noise = draws
         observations = where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
         real, restarts = split_rows(rows[real], obs_dim), rows[restarts, :obs_dim]
-        *carry, metrics = update_model(agent, *model, observations, restarts, real, elites, noise, terminated, args)
+        *carry, metrics = update_model(agent, *model, observations, restarts, real, elites, noise, end_step, args)
         return tuple(carry), metrics
 
     if use_model and args.adv_weight > 0:
         draws = (
-            jnp.arange(num_updates),
-            jax.random.randint(model_keys[0], (num_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[1], (num_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[2], (num_updates, args.num_elites, batch_size), num_holdout, len(rows)),
-            jax.random.randint(model_keys[3], (num_updates, batch_size), 0, args.num_elites),
-            jax.random.normal(model_keys[4], (num_updates, batch_size, action_dim + obs_dim + 1)),
+            jnp.arange(num_model_updates),
+            jax.random.randint(model_keys[0], (num_model_updates, batch_size), 0, len(rows)),
+            jax.random.randint(model_keys[1], (num_model_updates, batch_size), 0, len(rows)),
+            jax.random.randint(model_keys[2], (num_model_updates, args.num_elites, batch_size), num_holdout, len(rows)),
+            jax.random.randint(model_keys[3], (num_model_updates, batch_size), 0, args.num_elites),
+            jax.random.normal(model_keys[4], (num_model_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers["model"], jnp.zeros((batch_size, obs_dim))
         (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
@@ -658,22 +690,21 @@ def main(args: Args) -> list[dict]:
     rows = jnp.asarray(np.random.default_rng(0).permutation(dataset.rows))
     num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
-
-    def terminated(observations: Tensor) -> Tensor:
-        return rule(observations * dataset.obs_std + dataset.obs_mean)
+    end_step = rollout_ends(split_rows(rows, obs_dim), rule, dataset.obs_mean, dataset.obs_std, args)
 
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
-    pretrain = use_model and not args.resume and not args.load_model
+    resume = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # after the pretraining
+    pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
 
     def init(key: Tensor) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
         dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim, nnx.Rngs(model_key))
-        return init_agent(agent_key, obs_dim, action_dim, args.alpha), dynamics
+        return init_agent(agent_key, obs_dim, action_dim, args.alpha, args.num_critics), dynamics
 
     agent, dynamics = jit(jax.vmap(init), args)(init_keys)
-    if args.load_model and not args.resume:
+    if args.load_model and not resume:
         dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
@@ -692,13 +723,13 @@ def main(args: Args) -> list[dict]:
 
     # Pretraining; or what an earlier run left
     if pretrain:
-        dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args)
+        dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args, runs[0])
         for_each_run(lambda i, run: run.check(0, {"hold-out error": float(errors[i].sum())}))
         elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
         for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")
         dynamics = jax.vmap(Dynamics.keep_members)(dynamics, elites)
-    if not args.resume:
+    if not resume:
         agent = agent._replace(actor=clone_behaviour(agent.actor, clone_keys, rows, obs_dim, args))
         if args.save_model and use_model:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
@@ -707,9 +738,9 @@ def main(args: Args) -> list[dict]:
     retained = args.rollout_retain_iterations if use_model else 0
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
-    if args.resume:
-        state = load_checkpoints(runs.values(), state, rows, terminated, args)
-    iterate = jax.vmap(partial(train_iteration, terminated=terminated, args=args), (0, None, None, None))
+    if resume:
+        state = load_checkpoints(runs.values(), state, rows, end_step, args)
+    iterate = jax.vmap(partial(train_iteration, end_step=end_step, args=args), (0, None, None, None))
     iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
 
     # ALGO LOGIC: Algorithm 1
@@ -717,8 +748,8 @@ def main(args: Args) -> list[dict]:
     bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
     for iteration in range(first_iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last = iteration == args.total_iterations
-        if args.checkpoint_interval and (iteration % args.checkpoint_interval == 0 or is_last):
+        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
+        if any([run.checkpoint_is_due(is_pretrained or is_last) for run in runs.values()]):
             for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
@@ -728,13 +759,15 @@ def main(args: Args) -> list[dict]:
         start_time = time.monotonic()
         state, history = iterate(state, jnp.int32(iteration), rows, holdout)  # one call on the device
         history = jax.device_get(history)  # waits for the device
-        sps = args.updates_per_iteration / (time.monotonic() - start_time)  # over the whole iteration
-        speed = {"charts/SPS": sps} | ({"charts/model_SPS": sps} if use_model and args.adv_weight > 0 else {})
+        seconds = time.monotonic() - start_time  # over the whole iteration
+        speed = {"charts/SPS": args.updates_per_iteration / seconds}
+        if use_model and args.adv_weight > 0:
+            speed["charts/model_SPS"] = (args.model_updates_per_iteration or args.updates_per_iteration) / seconds
         metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(args.num_seeds)]
         for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
         if not runs:
             break
-        bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={sps:.0f}")
+        bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={speed['charts/SPS']:.0f}")
         bar.update()
 
     bar.close()
@@ -819,15 +852,30 @@ def load_arrays(path: str, tree, dataset: "Dataset"):
         return from_numpy(read_arrays(path, dataset), tree)
 
 
+def save_pretraining(run: "Run", epoch: int, state: tuple) -> None:
+    """The pretraining of all seeds, in the folder of the first; save_checkpoint takes its place."""
+    arrays = run.state(0) | to_numpy(state) | {"epoch": epoch}
+    run.save("pretraining.npz", lambda file: np.savez(file, **arrays))
+
+
+def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
+    """The state of save_pretraining, shaped like this one, and how many epochs are done. Raises InputError."""
+    with explain(f"--resume {run.folder}: no usable pretraining.npz there"), np.load(run.folder / "pretraining.npz") as file:
+        checkpoint = dict(file)
+        run.go_on(checkpoint)
+        return from_numpy(checkpoint, state), int(checkpoint["epoch"])
+
+
 def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     arrays = run.state(iteration) | to_numpy(state)
     if not args.checkpoint_buffer:
         del arrays["buffer"]
     run.save("checkpoint.npz", lambda file: np.savez(file, **arrays))
+    (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
-def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, terminated: Callable, args: Args):
+def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end_step: Callable, args: Args):
     """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
     states, checkpoints = [], []
     for run in runs:
@@ -843,7 +891,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, ter
     state = stack(states)
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
-        rollout = jax.jit(jax.vmap(partial(rollout_models, terminated=terminated, args=args), (0, 0, None, 0)))
+        rollout = jax.jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)))
         for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             rollouts, _ = rollout(state.agent, state.dynamics, rows, fold_in(state.key, i + 10))  # split gives 0 to 4
             state = state._replace(buffer=state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts))
@@ -873,8 +921,8 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
 
 
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_interval eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_interval checkpoint_buffer cuda compile cudagraphs track
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
@@ -1435,11 +1483,20 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
     return arrays
 
 
+def start_wandb(args: Args, folder: Path) -> None:
+    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
+    where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+    if args.track:
+        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
+
+
 class RunFolder:
     """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
-        self.args, self.dataset = args, dataset
+        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
         with explain(f"no run folder can be made in {Path('runs').resolve()}"):
             self.folder = Path(args.resume) if args.resume else new_folder(args)
         advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
@@ -1451,21 +1508,13 @@ class RunFolder:
         if not args.resume:
             self.save_json("args.json", self.arguments)
         try:
-            self.track()
+            start_wandb(args, self.folder)
         except InputError:
             self.lock.close()
             if not args.resume:
                 shutil.rmtree(self.folder)
             raise
         print(f"Run folder: {self.folder}, training on {device}")
-
-    def track(self) -> None:
-        """Starts wandb (--track); a resumed run goes on under its id."""
-        name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
-        where = dict(project=self.args.wandb_project_name, entity=self.args.wandb_entity, name=name, id=name, resume="allow")
-        if self.args.track:
-            with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
-                importlib.import_module("wandb").init(**where, config=vars(self.args), sync_tensorboard=True)
 
     def save(self, name: str, write: Callable) -> None:
         """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
@@ -1486,6 +1535,11 @@ class RunFolder:
         """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
         more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
         self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""
@@ -1593,6 +1647,7 @@ class Run(RunFolder):
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
         CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
         return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}

@@ -37,7 +37,7 @@ import numpy as np
 RUNS = Path("runs")
 POLL_SECONDS = 0.5
 # Arguments without influence on the result, which a run may have or not
-IRRELEVANT = "resume load_model save_model checkpoint_interval checkpoint_buffer capture_video cuda num_seeds eval_workers"
+IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_buffer capture_video cuda num_seeds eval_workers"
 IRRELEVANT += " device compile cudagraphs track wandb_project_name wandb_entity"
 # The same for runs on the log alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_", "rollout_", "adv_", "norm_adv")

@@ -35,7 +35,7 @@ CLUSTERS, CLUSTER_STD, REWARD_STD = (-0.6, 0.6), 0.1, 0.1
 GAP = 0.3  # |action| below this: at least three standard deviations from either cluster
 NUM_ELITES, HIDDEN_DIM = 5, 64
 FLAGS = f"""
-    --env-id OneStep-v0 --no-cuda --save-model --checkpoint-interval 0 --eval-interval 1000 --eval-workers 0
+    --env-id OneStep-v0 --no-cuda --save-model --checkpoint-minutes 0 --eval-interval 1000 --eval-workers 0
     --rollout-length 1 --rollout-batch-size 1000 --updates-per-iteration 100 --batch-size 128
     --num-models {NUM_ELITES} --num-elites {NUM_ELITES} --model-hidden-dim {HIDDEN_DIM} --model-lr 1e-3
     --model-max-pretrain-epochs 40 --policy-lr 3e-3 --q-lr 1e-3 --no-autotune --alpha 0.02

@@ -231,7 +231,7 @@ BAD_FLAGS = {
     "--bc-epochs -1": "--bc-epochs",
     "--eval-episodes 0": "--eval-episodes",
     "--eval-interval 0": "--eval-interval",
-    "--checkpoint-interval -5": "--checkpoint-interval",
+    "--checkpoint-minutes -5": "--checkpoint-minutes",
     "--seed -1": "--seed",
     "--seed 36893488147419103232": "--seed",
     "--load-model nowhere.npz": "nowhere.npz",
@@ -416,12 +416,12 @@ def test_a_run_folder_whose_arguments_are_damaged(rambo, two_runs, subtests):
 
 @TWO_RUNS
 def test_a_run_of_an_older_script_without_some_field_goes_on_with_its_default(rambo, two_runs):
-    """No refusal, and no crash: args.json of today without checkpoint_interval."""
+    """No refusal, and no crash: args.json of today without checkpoint_minutes."""
     two_runs(rambo)
     args = json.loads(Path("run1/args.json").read_text())
-    del args["checkpoint_interval"]
+    del args["checkpoint_minutes"]
     Path("run1/args.json").write_text(json.dumps(args))
-    assert rambo.parse_args(["--resume", "run1"]).checkpoint_interval == rambo.Args().checkpoint_interval
+    assert rambo.parse_args(["--resume", "run1"]).checkpoint_minutes == rambo.Args().checkpoint_minutes
 
 
 # The command line itself

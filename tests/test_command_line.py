@@ -303,13 +303,14 @@ def test_a_fixed_temperature_and_batches_from_the_model_alone(rambo):
 
 
 def test_evaluations_keep_their_interval_and_the_last_ten_iterations_count(rambo):
-    run = read_run(run_here(rambo, *PENDULUM, "--total-iterations", 13, "--eval-interval", 2, "--checkpoint-interval", 0))
+    run = read_run(run_here(rambo, *PENDULUM, "--total-iterations", 13, "--eval-interval", 2, "--checkpoint-minutes", 0))
     assert [int(row["iteration"]) for row in run.evaluations] == [0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
     assert not list(run.folder.glob("checkpoint*"))
 
 
 # Going on after an interruption
-LONG = [*PENDULUM, "--save-model", "--total-iterations", 5, "--checkpoint-interval", 2]
+LONG = [*PENDULUM, "--save-model", "--total-iterations", 5, "--model-max-pretrain-epochs", 4]
+LONG += ["--checkpoint-minutes", 1e-9]  # at every iteration and every epoch of pretraining
 
 
 @pytest.fixture(scope="module")
@@ -348,14 +349,14 @@ def test_a_resumed_run_without_a_model_too(rambo):
     assert same_arrays(straight.policy, resumed.policy)
 
 
-# Cuts a file off in the middle and kills this process, where the writer of checkpoints thinks that it is done with number n
+# Cuts a file off in the middle and kills this process, where the writer of these files thinks that it is done with number n
 DIES_WHILE_WRITING = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
 import {module} as rambo
 fsync, checkpoints = os.fsync, []
 def dying_fsync(descriptor):
-    if "checkpoint" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
+    if "{name}" in os.readlink(f"/proc/self/fd/{{descriptor}}"):
         checkpoints.append(descriptor)
         if len(checkpoints) == {n}:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
@@ -367,16 +368,18 @@ rambo.main(rambo.parse_args(sys.argv[1:]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the checkpoint's descriptor through /proc")
-def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_previous_one_usable(rambo, script, straight_run):
-    """Checkpoints are due at iterations 0, 2, 4: the third dies, so the run goes on from iteration 2."""
+@pytest.mark.parametrize("name, evaluated", [("checkpoint", ["0", "1"]), ("pretraining", [])])
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_previous_one_usable(rambo, script, straight_run, name, evaluated):
+    """The third dies: the run goes on from iteration 1, or from the second epoch of its pretraining."""
     straight = read_run(straight_run(rambo))
-    program = DIES_WHILE_WRITING.format(folder=str(ROOT), module=script.stem, n=3)
+    program = DIES_WHILE_WRITING.format(folder=str(ROOT), module=script.stem, name=name, n=3)
     command = [sys.executable, "-c", program, *map(str, LONG), "--exp-name", "killed"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == -signal.SIGKILL, process.stderr
     (folder,) = Path("runs").glob("*killed*")
-    assert [row["iteration"] for row in read_run(folder).evaluations] == ["0", "1", "2", "3"]
+    assert [row["iteration"] for row in read_csv(folder / "evaluations.csv")] == evaluated
     run_here(rambo, "--resume", folder)
+    assert not list(folder.glob("pretraining*")), "the first checkpoint takes its place"
     assert_same_run(straight, read_run(folder))
 
 
@@ -385,7 +388,7 @@ def test_a_resumed_runs_tensorboard_has_every_step_once(rambo):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run_here(rambo, *PENDULUM, "--total-iterations", 0)
-    for flags in (["1", "--checkpoint-interval", 0], ["1", "--checkpoint-interval", 1], ["3"]):  # from 0, from 0 again, from 1
+    for flags in (["1", "--checkpoint-minutes", 0], ["1", "--checkpoint-minutes", 1], ["3"]):  # from 0, from 0 again, from 1
         time.sleep(1.1)  # event files are named by the second in which they were opened
         run_here(rambo, "--resume", folder, "--total-iterations", *flags)
     events = EventAccumulator(str(folder))

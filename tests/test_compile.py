@@ -16,7 +16,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def train(tmp_path, *flags):
     """The metrics of a run [iterations, metrics] but for its speed, and its final dynamics and policy."""
     torch.compiler.reset()
-    flags = [*TINY, "--adv-weight", 0.01, "--save-model", "--checkpoint-interval", 0, *flags]
+    flags = [*TINY, "--adv-weight", 0.01, "--save-model", "--checkpoint-minutes", 0, *flags]
     if not (tmp_path / "pendulum.hdf5").exists():
         write_hdf5(tmp_path / "pendulum.hdf5", pendulum_log())
     run = read_run(run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags))

@@ -160,6 +160,18 @@ def test_tensorboard_is_on_disk_after_an_evaluation_and_in_a_checkpoint(run, mon
     assert on_disk() == expected | {"losses/qf_values": 4, "losses/value_bound_ratio": 4}
 
 
+def test_the_value_bound_keeps_the_sign_of_the_value(rambo):
+    for rewards, mean_q, ratio in [
+        ([-1, 2, 3], 15, 0.5),  # at most 3 / (1 - 0.9)
+        ([-1, 2, 3], -20, -2),  # at least -1 / (1 - 0.9)
+        ([1, 2, 3], -15, -0.5),  # below 0 although no reward is: against the only scale there is
+        ([-4, -2, -1], 20, 0.5),
+        ([0, 0, 0], 0, 0),
+        ([-1, 2, 3], -np.inf, -np.inf),
+    ]:
+        assert rambo.value_bound_ratio(mean_q, np.float32(rewards), 0.9) == pytest.approx(ratio)
+
+
 def test_a_value_beyond_its_bound_is_warned_of_once(run, capsys):
     np.testing.assert_array_equal(run.rewards, run.dataset.rows[:, 4])  # 3 observations, an action
     for iteration, sign, word in ((1, 1, "more"), (2, -1, "less")):
@@ -242,7 +254,7 @@ def alive(pid):
 def test_no_process_is_left_behind(end):
     """By the torch script alone: the JAX script has the same lines."""
     command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1"]
-    command += ["--total-iterations", "100000", "--checkpoint-interval", "0"]
+    command += ["--total-iterations", "100000", "--checkpoint-minutes", "0"]
     command += ["--eval-interval", "1000" if end == "Ctrl-C" else "1"]  # the process is idle, or at work
     # A shell that runs the tests in the background lets them ignore SIGINT, and Python then does so as well
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}

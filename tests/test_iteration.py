@@ -9,12 +9,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, pendulum_log, run_here, write_hdf5
+from conftest import ROOT, TINY, pendulum_log, read_run, run_here, write_hdf5
 
 import rambo_continuous as in_torch
 import rambo_continuous_jax as in_jax
@@ -73,7 +74,7 @@ def trace_torch(folder, *flags):
         watch(in_torch, patch, calls)
         run = run_here(in_torch, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *FLAGS, *flags)
         dataset = in_torch.load_dataset("Pendulum-v1", "pendulum.hdf5", in_torch.make_env("Pendulum-v1"))
-        buffer = torch.load(run / "checkpoint.pt", weights_only=True)["buffer"].numpy()
+        buffer = torch.load(run / "checkpoint.pt", weights_only=True)["tensors"][0].numpy()
     return Trace(calls=calls, buffer=buffer, rows=np.random.default_rng(0).permutation(dataset.rows))
 
 
@@ -89,7 +90,7 @@ def scan(step, carry, xs, unroll=1):
 def trace_jax(folder, *flags):
     counter = iter(range(ITERATIONS))
 
-    def number_rows(agent, dynamics, rows, key, terminated, args):
+    def number_rows(agent, dynamics, rows, key, end_step, args):
         first = 1000 * (1 + next(counter))
         shape = K * args.rollout_batch_size, rows.shape[1]
         return np.broadcast_to(first + np.arange(shape[0], dtype=np.float32)[:, None], shape), {}
@@ -97,7 +98,7 @@ def trace_jax(folder, *flags):
     def count_agent(agent, optimizers, batch, noise, args):
         return agent._replace(log_alpha=agent.log_alpha + 1), optimizers, {"losses/max_abs_qf_value": agent.log_alpha}
 
-    def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, terminated, args):
+    def count_model(agent, dynamics, optimizer, observations, restarts, real, elites, noise, end_step, args):
         return dynamics + 1, optimizer, observations + 0.1, {"model/log_prob": 0.0}
 
     rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
@@ -248,7 +249,7 @@ def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, t
     def pretrain(dynamics, *arguments):
         trained = dynamics if rambo is in_torch else in_jax.take(dynamics, 0)
         weights = {name: np.copy(array) for name, array in rambo.to_numpy(trained).items()}
-        seen.append((np.asarray(arguments[-3]), pack(arguments[-2]), weights))
+        seen.append((np.asarray(arguments[-4]), pack(arguments[-3]), weights))
         return torch.tensor(errors) if rambo is in_torch else (dynamics, jnp.array([errors]))
 
     monkeypatch.chdir(tmp_path)
@@ -256,7 +257,7 @@ def test_pretraining_sees_no_holdout_rows_and_the_best_members_are_kept(rambo, t
     monkeypatch.setattr(in_jax, "compile_ahead", lambda function, *arguments: None)  # there is no iteration to compile
     columns = pendulum_log()
     write_hdf5(Path("pendulum.hdf5"), columns)
-    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-interval", 0]
+    flags = [*TINY, "--total-iterations", 0, "--save-model", "--checkpoint-minutes", 0]
     run = run_here(rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *flags)
     ((train, holdout, weights),) = seen
     dataset = rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1"))
@@ -274,8 +275,8 @@ def test_a_checkpoint_without_model_rollouts_is_small_and_resuming_makes_new_one
 
     def buffer_of(run):
         if rambo is in_torch:
-            buffer = torch.load(run / "checkpoint.pt", weights_only=True)["buffer"]
-            return None if buffer is None else buffer.numpy()
+            tensors = torch.load(run / "checkpoint.pt", weights_only=True)["tensors"]
+            return tensors[0].numpy() if tensors else None
         with np.load(run / "checkpoint.npz") as checkpoint:
             return checkpoint.get("buffer")
 
@@ -297,3 +298,128 @@ def test_a_checkpoint_without_model_rollouts_is_small_and_resuming_makes_new_one
         np.testing.assert_array_equal(rollouts[100:, :OBS_DIM], rollouts[:100, -1 - OBS_DIM : -1])
     run_here(rambo, "--resume", run, "--total-iterations", 3)
     assert message not in capsys.readouterr().out, "that checkpoint holds them"
+
+
+# What main wires together: one update of everything on rows of the bundled Hopper log, where episodes end by a rule
+RATES = {"policy_lr": 1e-3, "q_lr": 2e-3, "model_lr": 4e-3}
+ONE_UPDATE = ["--env-id", "hopper-mini-v2", "--dataset-path", "hopper.hdf5", *TINY, "--total-iterations", 1, "--save-model"]
+ONE_UPDATE += ["--updates-per-iteration", 1, "--model-max-pretrain-epochs", 0, "--eval-interval", 1, "--gamma", 0.5]
+ONE_UPDATE += [word for name, rate in RATES.items() for word in (f"--{name.replace('_', '-')}", rate)]
+
+
+@pytest.fixture(scope="module", params=[in_torch, in_jax], ids=["torch", "jax"])
+def one_update(request, tmp_path_factory):
+    """The run's files; agents: those evaluated before and after; num_rows: of what rollouts start from."""
+    rambo, agents, num_rows = request.param, [], []
+    agent_class, rollout = rambo.NumpyAgent, rambo.rollout_models
+
+    def watch_agent(*parts):
+        agents.append(agent_class(*parts))
+        return agents[-1]
+
+    def watch_rollout(agent, dynamics, rows, *more, **named):
+        num_rows.append(len(rows))
+        return rollout(agent, dynamics, rows, *more, **named)
+
+    with pytest.MonkeyPatch.context() as patch, h5py.File(ROOT / "benchmark" / "datasets" / "hopper_mini-v2.hdf5") as file:
+        patch.chdir(tmp_path_factory.mktemp("hopper"))
+        names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+        write_hdf5(Path("hopper.hdf5"), {name: file[name][-1000:] for name in names})
+        patch.setattr(rambo, "NumpyAgent", watch_agent)
+        patch.setattr(rambo, "rollout_models", watch_rollout)
+        run = read_run(run_here(rambo, *ONE_UPDATE))
+    return SimpleNamespace(agents=agents, num_rows=num_rows, **vars(run))
+
+
+def test_each_part_learns_with_its_own_rate(one_update):
+    """Adam's first step moves what has a gradient by the learning rate."""
+    before, after = (agent.weights for agent in one_update.agents)
+    largest = {name: np.abs(after[name] - before[name]).max() for name in before}
+    before, after = one_update.dynamics_pretrained, one_update.dynamics
+    model = max(np.abs(after[name] - before[name]).max() for name in before if name.startswith("layers"))
+    actor = max(change for name, change in largest.items() if name.startswith("actor"))
+    critic = max(change for name, change in largest.items() if name.startswith("critic"))
+    rates = {"actor": actor, "alpha": largest["log_alpha"], "critic": critic, "model": model}
+    expected = {"actor": 1e-3, "alpha": 1e-3, "critic": 2e-3, "model": 4e-3}
+    assert rates == pytest.approx(expected, rel=0.01)
+
+
+def test_rollouts_start_from_all_rows_and_end_by_the_rule_for_states_as_they_are(one_update):
+    """Normalised, hardly a state is above 0.7 and all are terminal."""
+    assert set(one_update.num_rows) == {1000}, "holdout rows as well"
+    assert 0 <= float(one_update.metrics[0]["rollout/termination_rate"]) < 0.5
+
+
+def test_the_value_gap_compares_with_the_discounted_return(one_update):
+    env = in_torch.make_env("hopper-mini-v2")
+    for agent, row in zip(one_update.agents, one_update.evaluations, strict=True):
+        value = agent.value(env.reset(seed=0)[0][None])[0]  # all episodes start within 0.005 of the same state
+        discounted, undiscounted = float(row["charts/discounted_return"]), float(row["charts/episodic_return"])
+        assert float(row["charts/value_gap"]) == pytest.approx(value - discounted, abs=0.05) and undiscounted > discounted + 1
+
+
+def test_jax_shuffles_anew_in_each_epoch_with_keys_that_serve_one_purpose(tmp_path, monkeypatch):
+    """Weights, pretraining, cloning and training of two seeds: nothing is drawn with a key of another's, or made of it."""
+    orders, keys = {7: [], 0: []}, {"weights": [], "training": []}
+
+    def watch_order(update, carry, order, batch_size):
+        jax.debug.callback(lambda order: orders[len(order) if order.ndim == 2 else 0].append(np.asarray(order)), order)
+        return carry
+
+    def watch_weights(key, *more, original=in_jax.init_agent):
+        jax.debug.callback(lambda key: keys["weights"].append(np.asarray(key)), key)
+        return original(key, *more)
+
+    def compile_when_called(function, args, *examples):
+        if isinstance(examples[0], in_jax.TrainState):
+            keys["training"] += list(np.asarray(examples[0].key))
+        return jax.jit(function)
+
+    def watch_keys(name, original):
+        def watching(learnt, keys_of_seeds, *more, **named):
+            keys[name] = list(np.asarray(keys_of_seeds))
+            return original(learnt, keys_of_seeds, *more, **named)
+
+        monkeypatch.setattr(in_jax, name, watching)
+
+    monkeypatch.chdir(tmp_path)
+    write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+    monkeypatch.setattr(in_jax, "scan_batches", watch_order)
+    monkeypatch.setattr(in_jax, "init_agent", watch_weights)
+    monkeypatch.setattr(in_jax, "compile_ahead", compile_when_called)
+    for name in ("pretrain_dynamics", "clone_behaviour"):
+        watch_keys(name, getattr(in_jax, name))
+    flags = [*TINY, "--total-iterations", 0, "--model-max-pretrain-epochs", 3, "--bc-epochs", 3, "--num-seeds", 2]
+    in_jax.main(in_jax.parse_args(["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *map(str, flags)]))
+    jax.effects_barrier()
+    assert len(orders[7]) == len(orders[0]) == 2 * 3
+    members = [tuple(member) for order in orders[7] for member in order.tolist()]
+    assert len(set(members)) == 2 * 3 * 7 and len({tuple(sorted(member)) for member in members}) == 2 * 7
+    assert len({order.tobytes() for order in orders[0]}) == 2 * 3
+
+    def family(key):
+        split = [child for n in range(2, 8) for child in np.asarray(jax.random.split(key, n))]
+        return {tuple(k.tolist()) for k in [key, *split, *(np.asarray(jax.random.fold_in(key, i)) for i in range(8))]}
+
+    families = [family(key) for purpose, of_seeds in keys.items() if purpose != "weights" for key in of_seeds]
+    families += [{tuple(key.tolist())} for key in keys["weights"]]
+    assert len(families) == 4 * 2 and sum(map(len, families)) == len(set.union(*families))
+
+
+def test_the_defaults_are_the_papers(rambo):
+    """Rigter, Lacerda and Hawes 2022, preprint version 1: Table 2 and Appendix B; (k, lambda): the best in Table 3."""
+    table_2 = dict(
+        q_lr=3e-4, policy_lr=1e-4, gamma=0.99, tau=5e-3, batch_size=256, num_models=7, num_elites=5, model_lr=3e-4,
+        real_ratio=0.5, total_iterations=2000,
+    )  # fmt: skip
+    appendix_b = dict(updates_per_iteration=1000, model_hidden_dim=200, autotune=True, eval_episodes=10, norm_adv=True)
+    best = {
+        "halfcheetah": dict(random=(5, 0), medium=(5, 3e-4), medium_replay=(5, 3e-4), medium_expert=(2, 3e-4)),
+        "hopper": dict(random=(1, 3e-4), medium=(5, 3e-4), medium_replay=(5, 3e-4), medium_expert=(5, 0)),
+        "walker2d": dict(random=(5, 3e-4), medium=(5, 0), medium_replay=(5, 0), medium_expert=(2, 3e-4)),
+    }
+    for body, table_3 in best.items():
+        for kind, (k, adv_weight) in table_3.items():
+            args = vars(rambo.parse_args(["--env-id", f"{body}-{kind.replace('_', '-')}-v2"]))
+            expected = table_2 | appendix_b | dict(rollout_length=k, adv_weight=adv_weight)
+            assert {name: args[name] for name in expected} == expected

@@ -8,7 +8,7 @@ evaluations, behaviour cloning -1256 and -1235.
 import pytest
 from conftest import read_run, run_script
 
-COMMON = "--env-id pendulum-mini --checkpoint-interval 0 --eval-workers 0 --eval-episodes 5".split()
+COMMON = "--env-id pendulum-mini --checkpoint-minutes 0 --eval-workers 0 --eval-episodes 5".split()
 # Fewer and smaller batches than by default, and larger steps: half of the time
 RAMBO = "--total-iterations 11 --policy-lr 1e-3 --q-lr 2e-3 --batch-size 64 --num-models 3 --num-elites 2".split()
 RAMBO += "--rollout-batch-size 2000".split()

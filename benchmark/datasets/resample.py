@@ -1,40 +1,44 @@
 """Makes a D4RL medium or expert dataset again, with the policy that recorded it and in the physics it was recorded in.
 
-    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --output resampled.hdf5   # a million rows, other random numbers
-    python benchmark/datasets/resample.py hopper-random-v2 --output random.hdf5           # uniformly random actions
-    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --check                   # how exact are policy and physics?
+    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --output resampled.hdf5  # a million rows, other random numbers
+    python benchmark/datasets/resample.py hopper-random-v2 --output random.hdf5          # uniformly random actions
+    python benchmark/datasets/resample.py hopper_medium-v2.hdf5 --check                  # how exact are policy and physics?
 
-D4RL's medium and expert files carry the weights of their policy under metadata/policy; two episodes of a file are enough. D4RL's
-recipe: the stochastic policy, episodes of at most 1,000 steps, whole episodes appended, cut at the number of rows. The result
-has D4RL's layout (--dataset-path takes it), with its origin in the file's attributes; call it resampled, not D4RL.
+D4RL's medium and expert files carry the weights of their policy under metadata/policy; two episodes of a file are enough.
+D4RL's recipe: the stochastic policy, episodes of at most 1,000 steps, whole episodes appended, cut at the number of rows. The
+result has D4RL's layout (--dataset-path takes it), its origin in the file's attributes; call it resampled, not D4RL.
 """
 
 import hashlib
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import gymnasium as gym
 import h5py
+import mujoco
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmark.datasets.rebuild import write
-from rambo_continuous import D4RL_ENVS, InputError, make_env
+from rambo_continuous import D4RL_ENVS, InputError, make_env, termination_rule
 
 TIME_LIMIT = 1000
 EPISODES = 64  # stepped side by side: a block, which depends on nothing but its number and the seed
 LAYERS = ("fc0", "fc1", "last_fc", "last_fc_log_std")
-COLUMNS = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
-INFOS = ("infos/qpos", "infos/qvel", "infos/action_log_probs")
+COLUMNS = dict.fromkeys(("observations", "actions", "rewards", "next_observations", "infos/action_log_probs"), np.float32)
+COLUMNS |= {"terminals": bool, "timeouts": bool, "infos/qpos": float, "infos/qvel": float}
+# Of gymnasium's -v4: the reward of a step that does not fall, what the actions' squares cost, where it clips velocities
+BODIES = {"hopper": (1, 1e-3, 10), "halfcheetah": (0, 0.1, np.inf), "walker2d": (1, 1e-3, 10)}
 
 
 @dataclass
@@ -76,8 +80,8 @@ def body_of(name: str) -> str:
 
 
 @lru_cache
-def make_envs(body: str, d4rl_physics: bool = True, n: int = 1) -> list[gym.Env]:
-    return [make_env(f"{body}-medium-v2", d4rl_physics).unwrapped for _ in range(n)]
+def make_body(body: str, d4rl_physics: bool = True) -> gym.Env:
+    return make_env(f"{body}-medium-v2", d4rl_physics).unwrapped
 
 
 def read_policy(path: Path) -> Policy:
@@ -96,10 +100,10 @@ def read_policy(path: Path) -> Policy:
         raise InputError(f"{path} cannot be read: is it complete, and D4RL's? ({error})") from error
     if kind != [b"relu", b"tanh_gaussian"]:
         raise InputError(f"{path}: the policy's nonlinearity and distribution are {kind}, not relu and tanh_gaussian")
-    env, widths = make_envs(body)[0], {layer: bias.size for layer, bias in arrays[1].items()}
+    env, (first, second, *_) = make_body(body), (arrays[1][layer].size for layer in LAYERS)
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    inputs = dict(zip(LAYERS, (obs_dim, widths["fc0"], widths["fc1"], widths["fc1"]), strict=True))
-    shapes = {layer: (widths[layer] if layer.startswith("fc") else action_dim, inputs[layer]) for layer in LAYERS}
+    outputs, inputs = (first, second, action_dim, action_dim), (obs_dim, first, second, second)
+    shapes = dict(zip(LAYERS, zip(outputs, inputs, strict=True), strict=True))
     if any(arrays[0][layer].shape != shape or arrays[1][layer].shape != shape[:1] for layer, shape in shapes.items()):
         raise InputError(f"{path}: the policy is not one of {obs_dim} observations and {action_dim} actions: another body's?")
     if not all(np.isfinite(array).all() for part in arrays for array in part.values()):
@@ -109,35 +113,38 @@ def read_policy(path: Path) -> Policy:
 
 def record_block(block: int, body: str, policy: Policy | None, seed: int) -> dict[str, np.ndarray]:
     """EPISODES episodes of the stochastic policy (None: uniformly random actions) one after the other, [rows, ...]."""
-    envs = make_envs(body, n=EPISODES)
-    seeds = np.random.SeedSequence([seed, block]).generate_state(EPISODES + 1)
-    observations = np.stack([env.reset(seed=int(s))[0] for env, s in zip(envs, seeds, strict=False)])
-    rng, running, steps = np.random.default_rng(seeds[-1]), np.ones(EPISODES, bool), []
-    action_dim = envs[0].action_space.shape[0]
-    for t in range(TIME_LIMIT):
-        states = observations.astype(np.float32)  # all rows, always: a product of another shape may round otherwise
-        if policy:
+    env, (alive_reward, action_cost, limit) = make_body(body), BODIES[body]
+    *seeds, noise_seed = np.random.SeedSequence([seed, block]).generate_state(EPISODES + 1)
+    simulations = []
+    for env_seed in seeds:
+        env.reset(seed=int(env_seed))
+        simulations.append(copy(env.data))
+
+    def observe() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        qpos, qvel = (np.stack([getattr(data, name) for data in simulations]) for name in ("qpos", "qvel"))
+        return np.concatenate([qpos[:, 1:], np.clip(qvel, -limit, limit)], 1, dtype=np.float32), qpos, qvel
+
+    rng, running, steps = np.random.default_rng(noise_seed), np.ones(EPISODES, bool), []
+    states, qpos, qvel = observe()
+    while running.any() and len(steps) < TIME_LIMIT:
+        if policy:  # in all states, always: a product of another shape may round otherwise
             mean, log_std = policy(states)
             pre_tanh = mean + np.exp(log_std) * rng.standard_normal(mean.shape, np.float32)
             actions, log_probs = np.tanh(pre_tanh), policy.log_prob(states, pre_tanh)
         else:
-            actions = rng.uniform(-1, 1, (EPISODES, action_dim)).astype(np.float32)
-            log_probs = np.full(EPISODES, -action_dim * np.log(2))
-        for i in np.flatnonzero(running):
-            data = envs[i].data
-            qpos, qvel = data.qpos.copy(), data.qvel.copy()
-            observations[i], reward, terminal, *_ = envs[i].step(actions[i])
-            timeout = t == TIME_LIMIT - 1 and not terminal
-            row = states[i], actions[i], reward, observations[i].astype(np.float32), terminal, timeout
-            steps.append((i, *row, qpos, qvel, log_probs[i]))
-            running[i] = not terminal
-        if not running.any():
-            break
-    episode, *columns = map(np.array, zip(*steps, strict=True))
-    order = np.argsort(episode, kind="stable")
-    kinds = dict.fromkeys(INFOS[:2], np.float64) | dict.fromkeys(COLUMNS[4:], bool)
-    names = (*COLUMNS, *INFOS)
-    return {name: column[order].astype(kinds.get(name, np.float32)) for name, column in zip(names, columns, strict=True)}
+            actions = rng.uniform(-1, 1, (EPISODES, env.model.nu)).astype(np.float32)
+            log_probs = np.full(EPISODES, -env.model.nu * np.log(2))
+        for i in np.flatnonzero(running):  # as env.step does, which takes as long again for the rest: that is for all at once
+            simulations[i].ctrl[:] = actions[i]
+            mujoco.mj_step(env.model, simulations[i], env.frame_skip)
+        new_states, new_qpos, new_qvel = observe()
+        rewards = (new_qpos - qpos)[:, 0] / env.dt + alive_reward - action_cost * np.square(actions).sum(1)
+        terminals = termination_rule(env)(np.concatenate([new_qpos[:, 1:], new_qvel], 1))
+        timeouts = ~terminals & (len(steps) == TIME_LIMIT - 1)
+        steps.append((running, states, actions, rewards, new_states, log_probs, terminals, timeouts, qpos, qvel))
+        states, qpos, qvel, running = new_states, new_qpos, new_qvel, running & ~terminals
+    recorded, *columns = (np.stack(column, 1) for column in zip(*steps, strict=True))  # [episodes, steps, ...]
+    return {name: column[recorded].astype(kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
 
 
 def record(body: str, policy: Policy | None, args: Args) -> dict[str, np.ndarray]:
@@ -168,7 +175,7 @@ def describe(data: dict[str, np.ndarray]) -> str:
 
 def physics_errors(path: Path, data: dict[str, np.ndarray], d4rl_physics: bool) -> np.ndarray:
     """Largest error of the next observation, one step on from each row's recorded qpos and qvel, [N]."""
-    env, errors = make_envs(body_of(path.name), d4rl_physics)[0], np.zeros(len(data["actions"]))
+    env, errors = make_body(body_of(path.name), d4rl_physics), np.zeros(len(data["actions"]))
     env.reset()
     for i, action in enumerate(tqdm(data["actions"], unit="row", leave=False)):
         env.set_state(data["infos/qpos"][i], data["infos/qvel"][i])
@@ -180,19 +187,20 @@ def check(path: Path, policy: Policy) -> dict[str, np.ndarray]:
     """Prints and returns the errors [N] of the log-probabilities and of the next observations. Raises InputError."""
     try:
         with h5py.File(path) as file:
-            data = {name: file[name][()] for name in ("observations", "actions", "next_observations", *INFOS)}
+            data = {name: file[name][()] for name in COLUMNS}
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: --check needs infos/qpos, infos/qvel and infos/action_log_probs ({error})") from error
-    # The environments of Hopper and Walker2d clip velocities at 10, and D4RL recorded the clipped ones
-    clipped = (np.abs(data["infos/qvel"]) == 10).any(1)
+    # Hopper and Walker2d clip velocities at 10, and D4RL recorded the clipped ones; tanh rounds to 1 far out
+    clipped = (np.abs(data["infos/qvel"]) == 10).any(1) | (np.abs(data["actions"]) == 1).any(1)
     data = {name: column[~clipped] for name, column in data.items()}
     if not len(data["actions"]):
         raise InputError(f"{path}: --check finds no row to compare")
     pre_tanh = np.arctanh(data["actions"].astype(np.float64))
-    errors = {"log-probability of the action": np.abs(policy.log_prob(data["observations"], pre_tanh) - data[INFOS[2]])}
+    log_prob_errors = policy.log_prob(data["observations"], pre_tanh) - data["infos/action_log_probs"]
+    errors = {"log-probability of the action": np.abs(log_prob_errors)}
     errors["next observation, D4RL physics"] = physics_errors(path, data, True)
     errors["next observation, stock physics"] = physics_errors(path, data, False)
-    print(f"{path}: {len(data['actions']):,} rows compared, {clipped.sum():,} with a velocity clipped at 10 left out")
+    print(f"{path}: {len(data['actions']):,} rows compared, {clipped.sum():,} with a velocity or action at its limit left out")
     print(f"{'largest error of':34}{'median':>10}{'99 %':>10}{'largest':>10}")
     for name, error in errors.items():
         print(f"{name:34}{np.median(error):10.1e}{np.quantile(error, 0.99):10.1e}{error.max():10.1e}")
@@ -217,27 +225,26 @@ def main(args: Args) -> None:
     origin = {"recipe": f"resample.py: {'uniformly random actions' if is_random else 'the policy of the source'}"}
     origin |= {"source": source.name, "seed": args.seed, "rows": args.rows}
     origin |= {library: version(library) for library in ("mujoco", "gymnasium", "numpy")}
-    if not is_random:
-        origin["source_sha256"] = hashlib.sha256(source.read_bytes()).hexdigest()
+    origin |= {} if is_random else {"source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
     data = record(body, policy, args)
 
-    def save(path: Path, file) -> None:
+    def save(file) -> None:
         with h5py.File(file, "w") as hdf5:
             hdf5.attrs.update(origin)
             for key, column in data.items():
                 hdf5.create_dataset(key, data=column)
             if not is_random:  # the result can be checked, and resampled, as its source can
-                with h5py.File(path) as original:
+                with h5py.File(source) as original:
                     original.copy("metadata", hdf5)
 
-    write(output, partial(save, source))
+    write(output, save)
     print(f"{output}: {describe(data)}")
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args, description=__doc__))
-    except (InputError, OSError) as error:
+    except (InputError, OSError, BrokenExecutor) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing was written")

@@ -1,0 +1,114 @@
+"""The paper's datasets made again: the table and the picture of the README, and the figure of runaway_values.md.
+
+    python benchmark/resampled.py     # reads benchmark/results/*-v2.csv, prints the table, draws the figures
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+DATASETS = [f"{body}-{quality}-v2" for quality in ("medium", "random") for body in ("hopper", "halfcheetah", "walker2d")]
+SCORE, GAP, LAST = "charts/normalized_score", "charts/value_gap", 10
+PAPER, HALT, CLONING = "paper's setting", "long rollouts that halt", "behaviour cloning"
+COLORS = {PAPER: "#c0392b", HALT: "#2471a3"}
+PUBLISHED = pd.read_csv(HERE / "published.csv", index_col="dataset", dtype=str).fillna("")
+
+
+def kind_of(args: dict) -> str | None:
+    """Which of the compared settings these arguments are."""
+    if args["total_iterations"] == 0:
+        return CLONING
+    if args.get("halt_outside"):
+        return HALT if args["adv_weight"] == 0 and args["rollout_length"] == 20 else None
+    return PAPER if args["rollout_batch_size"] == 50_000 and args.get("model_updates_per_iteration") is None else None
+
+
+def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
+    """setting -> seed -> its evaluations."""
+    path, found = HERE / "results" / f"{dataset}.csv", {}
+    if path.exists():
+        methods = json.loads(path.with_suffix(".args.json").read_text(encoding="utf-8"))["methods"]
+        for (method, seed), rows in pd.read_csv(path).groupby(["method", "seed"]):
+            if kind := kind_of(methods[method]["args"]):
+                found.setdefault(kind, {})[seed] = rows.dropna(subset=[SCORE])
+    return found
+
+
+def summary(runs: dict[int, pd.DataFrame] | None) -> str:
+    """Mean of the last 10 evaluations, mean and std (population's) over the seeds, and how many iterations they ran."""
+    if not runs:
+        return ""
+    scores = [rows[SCORE].tail(LAST).mean() for rows in runs.values()]
+    iterations = sorted({int(rows["iteration"].max()) for rows in runs.values()})
+    length = "" if iterations == [0] else f", {iterations[0]}" + (f" to {iterations[-1]}" if iterations[1:] else "")
+    spread = f" ± {np.std(scores):.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread} ({len(scores)}{length})"
+
+
+def table(results: dict) -> str:
+    lines = [f"| dataset | {CLONING} | RAMBO, {PAPER} | {HALT} | the paper | OfflineRL-Kit |", "|---|---|---|---|---|---|"]
+    for dataset, found in results.items():
+        cells = [summary(found.get(kind)) for kind in (CLONING, PAPER, HALT)]
+        lines.append(f"| {dataset} | {' | '.join(cells)} | {' | '.join(PUBLISHED.loc[dataset, ['RAMBO', 'OfflineRL-Kit']])} |")
+    return "\n".join(lines)
+
+
+def draw_curves(axis: plt.Axes, found: dict, column: str) -> None:
+    """Thin seeds and, where there are several, their mean over the iterations that all have."""
+    for kind, color in COLORS.items():
+        curves = [rows.set_index("iteration")[column] for rows in found.get(kind, {}).values()]
+        for curve in curves:
+            axis.plot(curve.index, curve, color=color, linewidth=0.7, alpha=0.45)
+        if curves:
+            mean = pd.concat(curves, axis=1).dropna().mean(axis=1).rolling(3, min_periods=1).mean()
+            axis.plot(mean.index, mean, color=color, linewidth=2, label=kind)
+
+
+def draw_scores(results: dict, path: Path) -> None:
+    """One panel a dataset; the paper's value after 2,000 iterations as a dashed line with its band."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
+    for axis, (dataset, found) in zip(axes.flat, results.items(), strict=True):
+        mean, std = map(float, PUBLISHED.loc[dataset, "RAMBO"].split(" ± "))
+        axis.axhspan(mean - std, mean + std, color="0.9")
+        axis.axhline(mean, color="0.4", linestyle="--", linewidth=1, label="the paper, 2,000 iterations")
+        if cloned := [rows[SCORE].mean() for rows in found.get(CLONING, {}).values()]:
+            axis.axhline(np.mean(cloned), color="0.4", linestyle=":", linewidth=1, label=CLONING)
+        draw_curves(axis, found, SCORE)
+        axis.set_title(dataset, fontsize=11)
+        axis.set_ylim(-5, 115)
+    for axis in axes[1]:
+        axis.set_xlabel("iteration")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("normalised score")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_gaps(results: dict, path: Path) -> None:
+    """Score and value gap of the medium datasets, paper's setting and ours."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 5.2), layout="constrained", sharex="col")
+    for column, dataset in zip(axes.T, DATASETS[:3], strict=True):
+        draw_curves(column[0], results[dataset], SCORE)
+        draw_curves(column[1], results[dataset], GAP)
+        column[1].axhline(0, color="0.4", linewidth=0.8)
+        column[0].set_title(dataset, fontsize=11)
+        column[1].set_xlabel("iteration")
+    axes[0, 0].set_ylabel("normalised score")
+    axes[1, 0].set_ylabel("value gap")
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    results = {dataset: read_results(dataset) for dataset in DATASETS}
+    draw_scores(results, HERE / "figures" / "resampled.png")
+    draw_gaps(results, HERE / "figures" / "runaway_values.png")
+    print(table(results))
