@@ -185,7 +185,7 @@ def test_saved_dynamics_are_the_elites_before_and_after_training(finished_run, s
     assert run.dynamics["layers.4.bias"].shape == (5, 1, 24)
     for key in ("obs_mean", "obs_std", "input_mean", "input_std"):
         np.testing.assert_array_equal(run.dynamics[key], run.dynamics_pretrained[key])
-    assert not same_arrays(run.dynamics, run.dynamics_pretrained)
+    assert not same_arrays(run.dynamics_pretrained, run.dynamics)
 
 
 @ONE_RUN
@@ -259,7 +259,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(rambo):
 
 def test_lambda_0_leaves_the_model_as_it_was_pretrained(rambo):
     frozen = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 0))
-    assert same_arrays(frozen.dynamics, frozen.dynamics_pretrained)
+    assert same_arrays(frozen.dynamics_pretrained, frozen.dynamics)
     assert not any(key.startswith("model/") and key != "model/holdout_mse" for key in frozen.metrics[0])
     errors = [row["model/holdout_mse"] for row in frozen.metrics]
     assert errors[0] == errors[1]
@@ -268,7 +268,7 @@ def test_lambda_0_leaves_the_model_as_it_was_pretrained(rambo):
 @one_script
 def test_any_other_lambda_trains_the_model(rambo):
     run = read_run(run_here(rambo, *PENDULUM, "--save-model", "--adv-weight", 1e-9))
-    assert not same_arrays(run.dynamics, run.dynamics_pretrained)
+    assert not same_arrays(run.dynamics_pretrained, run.dynamics)
 
 
 def test_a_saved_model_spares_the_pretraining(rambo, capsys):
