@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
     sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
+import argparse
 import csv
 import difflib
 import errno
@@ -846,7 +847,12 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 
 def plain_flags(argv: list[str]) -> list[str]:
-    """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag."""
+    """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag; a flag that is gone goes."""
+    gone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    gone.add_argument("--checkpoint-interval", "--checkpoint_interval")
+    ignored, argv = gone.parse_known_args(argv)
+    if ignored.checkpoint_interval:
+        print("warning: --checkpoint-interval is ignored, checkpoints are written every --checkpoint-minutes")
     switches, words = {flag_of(name) for name, value in vars(Args()).items() if isinstance(value, bool)}, []
     for word in argv:
         if word.lower() in ("true", "false") and words and flag_of(words[-1].removeprefix("--")) in switches:

@@ -460,7 +460,7 @@ def test_flags_that_tyro_cannot_parse(rambo, capsys, subtests):
 def test_switches_as_sweep_agents_write_them(rambo):
     for words in ("--autotune=False", "--autotune false", "--no-autotune", "--no_autotune"):
         assert not rambo.parse_args(words.split()).autotune, words
-    args = rambo.parse_args("--save_model=True --exp-name false --autotune true --seed=3".split())
+    args = rambo.parse_args("--save_model=True --exp-name false --autotune true --seed=3 --checkpoint_interval 50".split())
     assert (args.save_model, args.exp_name, args.autotune, args.seed) == (True, "false", True, 3)
 
 
