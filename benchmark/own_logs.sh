@@ -19,10 +19,10 @@ ENVS=${ENVS:-$envs}
 LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous_jax.py}" \
   --total-iterations 100 --model-max-pretrain-epochs 25 --rollout-length "$K" --rollout-batch-size $((250000 / K)) "$@")
-METHODS=("--adv-weight 3e-4"                                             # RAMBO
-  "--adv-weight 0"                                                       # no adversary
-  "--adv-weight 0 --real-ratio 1"                                        # no model data: SAC on the log
-  "--adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")   # behaviour cloning
+METHODS=("--exp-name rambo --adv-weight 3e-4"                                                # RAMBO
+  "--exp-name frozen_model --adv-weight 0"                                                   # no adversary
+  "--exp-name sac --adv-weight 0 --real-ratio 1"                                             # no model data: SAC on the log
+  "--exp-name cloning --adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")    # behaviour cloning
 
 for env in $ENVS; do
   [ "${DRY_RUN:-0}" != 0 ] || [ -f "collected/${env}_$LOG.hdf5" ] || python benchmark/datasets/rebuild.py "benchmark/datasets/${env}_$LOG.npz"
