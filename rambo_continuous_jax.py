@@ -1,23 +1,32 @@
 # RAMBO: Robust Adversarial Model-Based Offline RL (Rigter, Lacerda, Hawes 2022), https://arxiv.org/abs/2204.12581v1
 # Usage, metrics, results, deviations from the paper: README.md. The twins: rambo_continuous.py, rambo_continuous_jax.py
+import os
+import sys
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
+    sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+
+import argparse
 import csv
 import difflib
+import errno
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
-import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
@@ -33,7 +42,7 @@ import numpy as np
 import optax
 import tensorboardX
 import tyro
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from flax import nnx
 from jax import Array as Tensor
 from jax.nn import logsumexp, relu, silu, softplus
@@ -69,7 +78,7 @@ class Args:
     wandb_project_name: str = "rambo"  # the wandb project to log to
     wandb_entity: str | None = None  # the wandb team to log to; the default is your own account
     capture_video: bool = False  # record an episode of the final policy to runs/{run_name}/videos (needs moviepy)
-    save_model: bool = False  # save the policy, the pretrained and the final dynamics to runs/{run_name}/*.npz
+    save_model: bool = False  # save the pretrained and the final dynamics, too, to runs/{run_name}/*.npz
     load_model: str | None = None  # dynamics_pretrained.npz of the same dataset: skip pretraining
     resume: str | None = None  # a run folder: go on from its last checkpoint
     checkpoint_minutes: float = 10  # between two checkpoints of the whole run, pretraining included; 0 writes none
@@ -260,7 +269,8 @@ class Dynamics(nnx.Module):
         inputs = concatenate([rows.observations, rows.actions], -1)
         std = inputs.std(0, correction=1)
         self.input_mean = nnx.Variable(inputs.mean(0))
-        self.input_std = nnx.Variable(where(std < 0.1, 1.0, std))  # a constant, such as a goal, has a tiny std
+        smallest = where(jnp.arange(len(std)) < rows.observations.shape[-1], 0.01, 0.001)
+        self.input_std = nnx.Variable(where(std < smallest, 1.0, std))  # constants, such as a goal, have tiny stds
         reward_size = (rows.rewards**2).mean() ** 0.5
         of_order_one = (0.1 <= reward_size) & (reward_size <= 30) | (reward_size == 0)
         self.output_scale = nnx.Variable(self.output_scale[...].at[-1].set(where(of_order_one, 1.0, reward_size)))
@@ -328,6 +338,7 @@ def pretrain_dynamics(
 
     def start(dynamics: Dynamics, key: Tensor, train_rows: Tensor) -> tuple:
         dynamics.set_scales(split_rows(train_rows, obs_dim))
+        key = jax.random.fold_in(key, 2**31 - 1)  # the epochs have the keys from fold_in(key, 0) on
         bootstrap = jax.random.randint(key, (args.num_models, len(train_rows)), 0, len(train_rows))
         best = jnp.full(args.num_models, jnp.inf), dynamics.layers  # the first epoch always improves
         return (dynamics, adam_init(dynamics), best, 0), bootstrap
@@ -348,7 +359,7 @@ def pretrain_dynamics(
         new_state = dynamics, optimizer, (best_errors, best_layers), patience
         return jax.tree.map(partial(where, epochs_since_improvement > 10), state, new_state)
 
-    state, bootstrap = jax.jit(jax.vmap(start, (0, 0, None)))(dynamics, keys, train_rows)
+    state, bootstrap = jit(jax.vmap(start, (0, 0, None)), args)(dynamics, keys, train_rows)
     if args.model_max_pretrain_epochs == 0:
         return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
@@ -477,7 +488,7 @@ def update_agent(
 
 
 def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
-    """Warm-starts the policies [S, ...] by maximum likelihood on the log, reshuffled every epoch (--bc-epochs)."""
+    """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
 
     def loss(actor: Actor, batch: Batch) -> Tensor:
         pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
@@ -490,8 +501,8 @@ def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args
 
         return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
 
-    state, epoch = (actor, jax.vmap(adam_init)(actor)), jax.jit(jax.vmap(epoch, (0, 0, None)))
-    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", unit="epoch", dynamic_ncols=True):
+    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
+    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
         state = epoch(state, fold_in(keys, i), rows)
     return state[0]
 
@@ -660,7 +671,9 @@ def train_iteration(
     return TrainState(agent, dynamics, optimizers, buffer, key), metrics
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> list[dict]:
+    """Trains. Returns result.json and the folder of each seed's run. Raises InputError, Diverged."""
+    check_args(args, announce=True)
     # TRY NOT TO MODIFY: seeding
     if not args.cuda:
         jax.config.update("jax_platforms", "cpu")
@@ -672,13 +685,13 @@ def main(args: Args) -> None:
         record_video(args)  # better to fail now than after training
 
     # Dataset: on the device, states normalised. Every run has the same hold-out rows, so --load-model keeps them unseen
-    env = make_env(args.env_id, args.d4rl_physics)
-    dataset = load_dataset(args.env_id, args.dataset_path, env)
+    with closing(make_env(args.env_id, args.d4rl_physics)) as env:
+        dataset, rule = load_dataset(args.env_id, args.dataset_path, env), termination_rule(env)
     obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
     rows = jnp.asarray(np.random.default_rng(0).permutation(dataset.rows))
     num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
-    end_step = rollout_ends(split_rows(rows, obs_dim), termination_rule(env), dataset.obs_mean, dataset.obs_std, args)
+    end_step = rollout_ends(split_rows(rows, obs_dim), rule, dataset.obs_mean, dataset.obs_std, args)
 
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
@@ -691,12 +704,13 @@ def main(args: Args) -> None:
         dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim, nnx.Rngs(model_key))
         return init_agent(agent_key, obs_dim, action_dim, args.alpha, args.num_critics), dynamics
 
-    agent, dynamics = jax.jit(jax.vmap(init))(init_keys)
+    agent, dynamics = jit(jax.vmap(init), args)(init_keys)
     if args.load_model and not resume:
         dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
-    runs, problems = dict(enumerate(Run(seed_args, dataset) for seed_args in split_seeds(args))), []
+    device, problems = jax.devices()[0].device_kind, []
+    runs = dict(enumerate(Run(seed_args, dataset, device) for seed_args in split_seeds(args)))
     if not args.resume:
         runs[0].save_json("seeds.json", [run.folder.name for run in runs.values()])
 
@@ -743,10 +757,10 @@ def main(args: Args) -> None:
         if is_last:
             break
 
-        start_time = time.time()
+        start_time = time.monotonic()
         state, history = iterate(state, jnp.int32(iteration), rows, holdout)  # one call on the device
         history = jax.device_get(history)  # waits for the device
-        seconds = time.time() - start_time  # over the whole iteration
+        seconds = time.monotonic() - start_time  # over the whole iteration
         speed = {"charts/SPS": args.updates_per_iteration / seconds}
         if use_model and args.adv_weight > 0:
             speed["charts/model_SPS"] = (args.model_updates_per_iteration or args.updates_per_iteration) / seconds
@@ -754,21 +768,22 @@ def main(args: Args) -> None:
         for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
         if not runs:
             break
-        score, mean_q = np.mean([run.score for run in runs.values()]), history["losses/qf_values"].mean()
-        bar.set_postfix(score=f"{score:.1f}", Q=f"{mean_q:.0f}", SPS=f"{speed['charts/SPS']:.0f}")
+        bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={speed['charts/SPS']:.0f}")
         bar.update()
 
     bar.close()
+    results = []
     for i, run in runs.items():
-        if args.save_model:
-            run.save_arrays("policy.npz", to_numpy(take(state.agent.actor, i)))
+        run.save_arrays("policy.npz", to_numpy(take(state.agent.actor, i)))
         if args.save_model and use_model:
-            run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)))
-        run.finish()
+            run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)) | {"adv_weight": args.adv_weight})
+        results.append(run.finish())
         if args.capture_video:
-            record_video(args, run.numpy_agent(to_numpy(take(state.agent, i))).mode, str(run.folder / "videos"))
+            weights = to_numpy(take(state.agent, i))
+            record_video(args, NumpyAgent(weights, dataset.obs_mean, dataset.obs_std), run.folder)
     if problems:
         raise Diverged("; ".join(problems))
+    return results
 
 
 # Several seeds and files
@@ -785,13 +800,17 @@ def stack(trees: list):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
+def jit(function: Callable, args: Args, **options) -> Callable:
+    # On a GPU kernels that do not wait for each other run side by side, and products are not split
+    xla = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT", "xla_gpu_experimental_force_split_k": 1}
+    xla["xla_gpu_deterministic_ops"] = args.torch_deterministic
+    return jax.jit(function, compiler_options=xla if jax.default_backend() == "gpu" else None, **options)
+
+
 def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
     """The function compiled for arguments like these examples, of which it takes over the first one's memory."""
-    # On a GPU kernels that do not wait for each other run side by side, and products are not split
-    options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT", "xla_gpu_experimental_force_split_k": 1}
-    options["xla_gpu_deterministic_ops"] = args.torch_deterministic
-    lowered = jax.jit(function, donate_argnums=0).lower(*examples)
-    return lowered.compile(compiler_options=options if jax.default_backend() == "gpu" else None)
+    print("Compiling, which may take a minute")
+    return jit(function, args, donate_argnums=0).lower(*examples).compile()
 
 
 def split_seeds(args: Args) -> list[Args]:
@@ -829,8 +848,8 @@ def from_numpy(arrays: dict[str, np.ndarray], tree):
 
 
 def load_arrays(path: str, tree, dataset: "Dataset"):
-    """A tree like this one from a file of Run.save_arrays. Raises InputError."""
-    with explain(f"--load-model {path} does not hold what this run needs"):
+    """A tree like this one from a file of RunFolder.save_arrays. Raises InputError."""
+    with explain(f"--load-model {path} cannot be loaded into this run"):
         return from_numpy(read_arrays(path, dataset), tree)
 
 
@@ -867,7 +886,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
             run.check_checkpoint(checkpoints[-1])
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
     if len({int(checkpoint["iteration"]) for checkpoint in checkpoints}) > 1:
-        raise InputError("--resume: the seeds are at different iterations, resume them one by one")
+        raise InputError("--resume: the seeds are at different iterations, resume them one by one with --num-seeds 1")
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         run.go_on(checkpoint)
     state = stack(states)
@@ -880,7 +899,8 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
     return state
 
 
-# Below here is nothing of RAMBO: arguments, environments, datasets, evaluation, run folder; the same in both scripts
+# Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
+# PLUMBING: arguments
 class InputError(Exception):
     """Something the user can put right: one line, exit code 1."""
 
@@ -890,58 +910,109 @@ class Diverged(Exception):
 
 
 @contextmanager
-def explain(problem: str):
-    """Whatever a missing, damaged or foreign file or package raises becomes one line that begins with `problem`."""
+def explain(tried: str, advice: dict[type[Exception], str] | None = None):
+    """Any error becomes one line: what was tried, what helps against errors of its type, and what the error says."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{problem} ({type(error).__name__}: {error})".replace("\n", " ")) from error
+        helps = [f": {text}" for kind, text in (advice or {}).items() if isinstance(error, kind)]
+        raise InputError(f"{tried}{''.join(helps)} ({type(error).__name__}: {error})".replace("\n", " ")) from error
 
 
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
 checkpoint_minutes eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model load_model dataset_path num_seeds eval_workers""".split()
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def make_args(env_id: str, **changes) -> Args:
+    """The command line's Args for programs: the defaults of the dataset (DATASET_DEFAULTS) and these changes."""
+    return Args(**{"env_id": env_id} | DATASET_DEFAULTS.get(env_id, {}) | changes)
 
 
 def parse_args(argv: list[str] | None = None) -> Args:
     """The command line over the dataset's defaults or, with --resume, over the saved arguments. Raises InputError."""
-    args = tyro.cli(Args, args=argv)
-    defaults = Args(**DATASET_DEFAULTS.get(args.env_id, {}))
-    if args.resume:
-        with explain(f"--resume {args.resume}: no usable args.json there"):
-            defaults = Args(**json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8")))
+    argv = plain_flags(sys.argv[1:] if argv is None else argv)
+    args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])  # which dataset, or which run?
+    defaults = read_args(Path(args.resume)) if args.resume else make_args(args.env_id)
     args = tyro.cli(Args, args=argv, default=defaults)
-    compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
-    rules = {
-        "--seed must be below 2**32": args.seed + getattr(args, "num_seeds", 1) <= 2**32,
-        "--gamma must be below 1": args.gamma < 1,
-        "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
-        "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
-        "--num-elites must divide --rollout-batch-size": args.rollout_batch_size % (args.num_elites or 1) == 0,
-        "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
-        "--track makes no sense with several --num-seeds": not args.track or getattr(args, "num_seeds", 1) == 1,
-        "--track needs `pip install wandb`": not args.track or importlib.util.find_spec("wandb"),
-        "--capture-video needs `pip install moviepy`": not args.capture_video or importlib.util.find_spec("moviepy"),
-        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiles or shutil.which(compiler),
-    }
-    for name, value in vars(args).items():
-        flag, old = f"--{name.replace('_', '-')}", getattr(defaults, name)
-        if args.resume and name not in MAY_CHANGE_ON_RESUME:
-            rules[f"--resume: that run has {flag} {old}; leave it out, or start a new run"] = value == old
-        if type(value) in (int, float):
-            limit = "0 or more" if name in MAY_BE_ZERO else "positive"
-            rules[f"{flag} must be {limit}"] = 0 < value < math.inf or (name in MAY_BE_ZERO and value == 0)
-    if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise InputError("; ".join(broken))
+    fixed = {name: old for name, old in vars(defaults).items() if args.resume and name not in MAY_CHANGE_ON_RESUME}
+    if changed := [f"{flag_of(name)} {old}" for name, old in fixed.items() if getattr(args, name) != old]:
+        raise InputError(f"--resume: that run has {', '.join(changed)}; leave it out, or start a new run")
+    check_args(args)
     return args
 
 
+def plain_flags(argv: list[str]) -> list[str]:
+    """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag; a flag that is gone goes."""
+    gone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    gone.add_argument("--checkpoint-interval", "--checkpoint_interval")
+    ignored, argv = gone.parse_known_args(argv)
+    if ignored.checkpoint_interval:
+        print("warning: --checkpoint-interval is ignored, checkpoints are written every --checkpoint-minutes")
+    switches, words = {flag_of(name) for name, value in vars(Args()).items() if isinstance(value, bool)}, []
+    for word in argv:
+        if word.lower() in ("true", "false") and words and flag_of(words[-1].removeprefix("--")) in switches:
+            word = f"{words.pop()}={word}"
+        flag, _, value = word.partition("=")
+        if value.lower() in ("true", "false") and flag_of(flag.removeprefix("--")) in switches:
+            word = flag if value.lower() == "true" else flag.replace("--", "--no-", 1)
+        words.append(word)
+    return words
+
+
+def read_args(folder: Path) -> Args:
+    """The arguments of a run to go on with; all seeds that began with this one go on together. Raises InputError."""
+    with explain(f"--resume {folder}: its args.json cannot be read"):
+        saved = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        saved.pop("device", None)
+        if {"num_seeds", "cudagraphs"} & saved.keys() - vars(Args()).keys():
+            other = "rambo_continuous_jax.py" if "num_seeds" in saved else "rambo_continuous.py"
+            raise InputError(f"--resume {folder}: a run of the other script, go on with {other}")
+        if "num_seeds" in saved and (folder / "seeds.json").exists():
+            saved["num_seeds"] = len(json.loads((folder / "seeds.json").read_text(encoding="utf-8")))
+        return Args(**saved)
+
+
+def check_args(args: Args, announce: bool = False) -> None:
+    """Raises InputError with every rule that the arguments break; says which of the dataset's defaults are in force."""
+    num_seeds, num_real = getattr(args, "num_seeds", 1), args.real_ratio * args.batch_size
+    compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
+    rules = {
+        "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
+        "--gamma must be below 1": args.gamma < 1,
+        "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
+        "--real-ratio must leave a row of the dataset and one of the model in each batch, or be 0 or 1":
+            num_real in (0, args.batch_size) or 0.5 < num_real < args.batch_size - 0.5,
+        "--num-elites must not exceed --num-models": args.num_elites <= args.num_models,
+        "--num-elites must divide --rollout-batch-size": args.rollout_batch_size % (args.num_elites or 1) == 0,
+        "--load-model makes no sense with --real-ratio 1: no model is used": not args.load_model or args.real_ratio < 1,
+        "--track makes no sense with several --num-seeds": not args.track or num_seeds == 1,
+        "--track needs `pip install wandb`": not args.track or importlib.util.find_spec("wandb"),
+        "--capture-video needs `pip install moviepy`": not args.capture_video or importlib.util.find_spec("moviepy"),
+        f"--compile needs a C++ compiler: install {compiler}, or set CXX": not compiles or shutil.which(compiler),
+    }  # fmt: skip
+    for name, value in vars(args).items():
+        if type(value) in (int, float):
+            limit = "0 or more" if name in MAY_BE_ZERO else "positive"
+            rules[f"{flag_of(name)} must be {limit}"] = 0 < value < math.inf or (name in MAY_BE_ZERO and value == 0)
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise InputError("; ".join(broken))
+    for name, default in DATASET_DEFAULTS.get(args.env_id, {}).items() if announce else ():
+        value = getattr(args, name)
+        print(f"{flag_of(name)} {value}: {args.env_id}'s default" + (f" is {default}" if value != default else ""))
+
+
+# PLUMBING: data
 D4RL_HOSTS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2",
-    "https://huggingface.co/datasets/imone/D4RL/resolve/main",
+    f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}/datasets/imone/D4RL/resolve/main",
 )
 D4RL_FILES = {  # id: (bytes, sha256) of the file; hopper-medium-v2 is hopper_medium-v2.hdf5
     "hopper-random-v2": (152525345, "63103ef7059db4c0819bd054f4e83ff339030b50bcdb46bdbe50385f234b5054"),
@@ -964,29 +1035,13 @@ D4RL_FILES = {  # id: (bytes, sha256) of the file; hopper-medium-v2 is hopper_me
     "walker2d-full-replay-v2": (285115514, "f2720f9d27b2acef6ec9a7d9ad3b80b6c2078ad4467cee668a81e3b3c80bcf2a"),
 }
 BUNDLED_FILES = {"hopper-mini-v2": "hopper_mini-v2.hdf5", "pendulum-mini": "pendulum_mini.hdf5"}  # in benchmark/datasets
-D4RL_ENVS = {  # the environment, and the returns of a random and of an expert policy: the normalised scores 0 and 100
-    "hopper": ("Hopper-v4", -20.272305, 3234.3),
-    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
-    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
-}
-# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination: the rule is
-# given, for numpy, torch and jax arrays alike. NaN in a coordinate that it reads terminates.
-TERMINATION_RULES = {
-    "Hopper": lambda s: ~((0.7 < s[..., 0]) & (s[..., 0] < 1e9) & (abs(s[..., 1]) < 0.2) & (abs(s[..., 1:]) < 100).all(-1)),
-    "Walker2d": lambda s: ~((0.8 < s[..., 0]) & (s[..., 0] < 2.0) & (abs(s[..., 1]) < 1.0)),
-    "Ant": lambda s: ~((0.2 <= s[..., 0]) & (s[..., 0] <= 1.0) & (abs(s) < math.inf).all(-1)),
-    "Humanoid": lambda s: ~((1.0 < s[..., 0]) & (s[..., 0] < 2.0)),
-    "InvertedPendulum": lambda s: ~((abs(s[..., 1]) <= 0.2) & (abs(s) < math.inf).all(-1)),
-    "MountainCarContinuous": lambda s: ~((s[..., 0] < 0.45) | (s[..., 1] < 0.0)),
-} | dict.fromkeys(["HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum"], lambda s: s[..., 0] != s[..., 0])  # NaN only
-
-
-def is_d4rl_id(env_id: str) -> bool:
-    """hopper-medium-v2 and its kind, also names of one's own such as hopper-mini-v2: evaluated in D4RL physics."""
-    return re.fullmatch(r"(hopper|halfcheetah|walker2d)-[a-z0-9-]+-v2", env_id) is not None
 
 
 def suggest(env_id: str) -> str:
+    if "-sbx-" in env_id:
+        return "benchmark/datasets/rebuild.py makes it."
+    if env_id in gym.registry:
+        return "that is an environment."
     close = difflib.get_close_matches(env_id, [*D4RL_FILES, *BUNDLED_FILES, *gym.registry], 3)
     return f"did you mean {' or '.join(close or ['hopper-medium-v2'])}?"
 
@@ -995,60 +1050,12 @@ def minari_dataset(env_id: str):
     """Minari's dataset of that id, such as mujoco/hopper/medium-v0 or a local one of any name; None where it has none."""
     if env_id in D4RL_FILES or env_id in BUNDLED_FILES or env_id in gym.registry or ":" in env_id:
         return None
-    with explain(f"Minari has no {env_id} here: pip install 'minari[hdf5,hf]'; minari list remote"):
+    advice = {ImportError: "pip install 'minari[hdf5,hf]'", ValueError: "`minari list remote` shows what there is"}
+    with explain(f"Minari's {env_id} cannot be loaded", advice):
         minari = importlib.import_module("minari") if "/" in env_id or importlib.util.find_spec("minari") else None
         local = minari.list_local_datasets() if minari else {}
         if "/" in env_id or env_id in local:
             return minari.load_dataset(env_id, download=env_id not in local)
-
-
-def restore_d4rl_physics(env: gym.Env) -> None:
-    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
-
-    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
-    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
-    """
-    model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
-    for geom in spec.geoms:
-        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
-            capsule = model.geom(geom.name)
-            radius, half_length, _ = capsule.size
-            geom.type, geom.fromto = mujoco.mjtGeom.mjGEOM_CYLINDER, [np.nan] * 6
-            geom.pos, geom.quat, geom.size = capsule.pos, capsule.quat, [radius, half_length + radius / 2, 0]
-    cylinders = spec.compile()  # MuJoCo weighs them
-    for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
-        getattr(model, name)[:] = getattr(cylinders, name)
-    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
-        model.geom_margin *= 0.5
-    mujoco.mj_setConst(model, env.unwrapped.data)
-
-
-def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
-    """The environment to evaluate in: a D4RL id gives gymnasium's -v4 in D4RL physics, a Minari id the recorded one, any
-    other id gymnasium's own. Raises InputError when there is none, or when its spaces are not flat boxes."""
-    gym.logger.min_level = gym.logger.ERROR  # gymnasium warns that v5 is newer: v5 is another environment
-    with explain(f"no environment for --env-id {env_id} can be made here; {suggest(env_id)}"):
-        if is_d4rl_id(env_id):
-            env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
-            if d4rl_physics:
-                restore_d4rl_physics(env)
-        elif (dataset := minari_dataset(env_id)) is not None:
-            env = dataset.recover_environment(**kwargs)
-        else:
-            env = gym.make("Pendulum-v1" if env_id == "pendulum-mini" else env_id, **kwargs)
-    spaces = env.observation_space, env.action_space
-    if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
-        raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
-    # An episode that never ends would hang the evaluation
-    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
-
-
-def termination_rule(env: gym.Env) -> Callable:
-    """The function next_observations [..., O] -> terminated [...] of an environment. Raises InputError if none is known."""
-    name = re.split("[/:]", env.spec.id)[-1].split("-")[0]
-    if name not in TERMINATION_RULES:
-        raise InputError(f"no termination rule is known for {env.spec.id}: add one to TERMINATION_RULES as '{name}'")
-    return TERMINATION_RULES[name]
 
 
 def download_d4rl(env_id: str, path: Path) -> None:
@@ -1088,12 +1095,12 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
         return path
     if env_id not in D4RL_FILES:
         raise InputError(f"no dataset is known as {env_id}: {suggest(env_id)} Or give --dataset-path FILE")
-    with explain("D4RL's files need a folder: set $D4RL_DATASET_DIR"):
-        folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets").expanduser()
-        path = folder / f"{env_id.removesuffix('-v2').replace('-', '_')}-v2.hdf5"
+    folder = Path(os.environ.get("D4RL_DATASET_DIR") or "~/.d4rl/datasets")
+    with explain(f"{folder} cannot hold D4RL's files: $D4RL_DATASET_DIR names another folder"):
+        path = folder.expanduser() / f"{env_id.removesuffix('-v2').replace('-', '_')}-v2.hdf5"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):  # several runs may need the same file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with lock_file(f"{path}.lock"):  # several runs may need the same file
                 if not path.exists():
                     download_d4rl(env_id, path)
     return path
@@ -1114,7 +1121,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
     """
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
-    with explain(f"{path} cannot be read: is it complete, HDF5, its columns of one length?"), h5py.File(path) as file:
+    with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
         if missing := [key for key in required if key not in data]:
             raise InputError(f"{path} lacks {', '.join(missing)}: not a D4RL-style file")
@@ -1136,15 +1143,17 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
 
 class Dataset(NamedTuple):
     rows: np.ndarray  # float32 [N, 2O + A + 2]: observation | action | reward | next observation | terminal
-    obs_mean: np.ndarray  # float32 [O]; observations are stored as (observation - mean) / std
-    obs_std: np.ndarray  # float32 [O]
+    obs_mean: np.ndarray  # float64 [O]; observations are stored as (observation - mean) / std
+    obs_std: np.ndarray  # float64 [O]
     obs_dim: int
     action_dim: int
-    fingerprint: str  # of the log's columns: tells datasets apart
+    action_low: np.ndarray  # [A], the environment's bounds
+    action_high: np.ndarray  # [A]
+    fingerprint: str  # of the dataset's columns: tells datasets apart
 
 
 def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset:
-    """Reads, checks and packs the log. States are normalised by mean and std + 1e-3 (the way of TD3+BC), actions are
+    """Reads, checks and packs the dataset. States are normalised by mean and std + 1e-3 (the way of TD3+BC), actions are
     scaled to [-1, 1], rewards stay raw. Only terminals end the return: a timeout bootstraps. Raises InputError."""
     if dataset_path is None and (minari := minari_dataset(env_id)) is not None:
         path, data = env_id, read_minari(minari)
@@ -1156,35 +1165,134 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         raise InputError(f"{path} holds {n} transitions: too few to learn from")
     widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
     for key in data:
-        with explain(f"{path}: {key} holds {data[key].dtype}, not numbers"), np.errstate(over="ignore"):
-            column = data[key].reshape(len(data[key]), -1).astype(np.float32)  # [N] becomes [N, 1]
+        with explain(f"{path}: {key} of {data[key].dtype} cannot be read as numbers"), np.errstate(over="ignore"):
+            column = data[key].reshape(len(data[key]), -1)  # [N] becomes [N, 1]
+            column = column.astype(np.promote_types(column.dtype, np.float32), copy=False)  # float64 stays, for offsets
+            finite = np.isfinite(column.astype(np.float32, copy=False))
         if column.shape != (n, widths.get(key, 1)):
             raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
-        if not np.isfinite(column).all():
-            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~np.isfinite(column))[0, 0]}")
+        if not finite.all():
+            raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~finite)[0, 0]}")
         data[key] = column
+    # Recorded from an environment that resets itself, an episode's last row, or one row more, leads into the next episode
+    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:-1, 0]
+    joined = np.flatnonzero(ends & (data["next_observations"][:-1] == data["observations"][1:]).all(1))
+    if joined.size:
+        print(f"warning: {path} leads from {joined.size} ends of episodes into the next: dropped the two rows at each")
+        data = {key: np.delete(column, [*joined, *joined + 1], 0) for key, column in data.items()}
+    if (n := len(data["rewards"])) < 20:
+        raise InputError(f"{path} holds {n} transitions: too few to learn from")
     low, high, actions = env.action_space.low, env.action_space.high, data["actions"]
-    if (actions < low - 1e-3).any() or (actions > high + 1e-3).any():
+    tolerance = 5e-4 * (high - low) + 1e-6 * abs(high)
+    if (actions < low - tolerance).any() or (actions > high + tolerance).any():
         raise InputError(f"{path}: actions reach outside {env.spec.id}'s bounds {low} to {high}")
     flagged, by_rule = data["terminals"] > 0, termination_rule(env)(data["next_observations"])
     wrong, most = (flagged[:, 0] != by_rule).sum(), max(flagged.sum(), by_rule.sum())
     if wrong > max(0.05 * most, 3):
         raise InputError(f"{path}: {wrong} of {most} terminals contradict {env.spec.id}'s rule: another environment's?")
 
-    mean, std = (f(data["observations"], axis=0, dtype=np.float64).astype(np.float32) for f in (np.mean, np.std))
-    std += np.float32(1e-3)
+    mean, std = (f(data["observations"], axis=0, dtype=np.float64) for f in (np.mean, np.std))
+    size = abs(data["observations"]).max(0)  # of observations in small units, 1e-3 would hide the spread
+    std += 1e-3 * np.where(size > 0, np.minimum(100 * size, 1), 1)
     states, next_states = ((data[key] - mean) / std for key in ("observations", "next_observations"))
     actions = np.clip((actions - low) / np.where(high > low, high - low, 1) * 2 - 1, -1, 1)
     rows = np.concatenate([states, actions, data["rewards"], next_states, flagged], 1, dtype=np.float32)
-    fingerprint = hashlib.sha256(b"".join(data[key].tobytes() for key in (*widths, "rewards", "terminals"))).hexdigest()
+    columns = (data[key].astype(np.float32, copy=False) for key in (*widths, "rewards", "terminals"))
+    fingerprint = hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
     ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
     returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
+    if (constant := np.flatnonzero(states.std(0) < 0.01)).size:
+        print(f"  observations that hardly change, taken as constants: {', '.join(map(str, constant))}")
     print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals against the rule")
-    return Dataset(rows, mean, std, obs_dim, action_dim, fingerprint)
+    return Dataset(rows, mean, std, obs_dim, action_dim, low, high, fingerprint)
 
 
+# PLUMBING: environments
+D4RL_ENVS = {  # the environment, and the returns of a random and of an expert policy: the normalised scores 0 and 100
+    "hopper": ("Hopper-v4", -20.272305, 3234.3),
+    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
+}
+# Does an episode end at this un-normalised next observation [..., O]? The model learns no termination: the rule is
+# given, for numpy, torch and jax arrays alike. NaN in a coordinate that it reads terminates.
+TERMINATION_RULES = {
+    "Hopper": lambda s: ~((0.7 < s[..., 0]) & (s[..., 0] < 1e9) & (abs(s[..., 1]) < 0.2) & (abs(s[..., 1:]) < 100).all(-1)),
+    "Walker2d": lambda s: ~((0.8 < s[..., 0]) & (s[..., 0] < 2.0) & (abs(s[..., 1]) < 1.0)),
+    "Ant": lambda s: ~((0.2 <= s[..., 0]) & (s[..., 0] <= 1.0) & (abs(s) < math.inf).all(-1)),
+    "Humanoid": lambda s: ~((1.0 < s[..., 0]) & (s[..., 0] < 2.0)),
+    "InvertedPendulum": lambda s: ~((abs(s[..., 1]) <= 0.2) & (abs(s) < math.inf).all(-1)),
+    "MountainCarContinuous": lambda s: ~((s[..., 0] < 0.45) | (s[..., 1] < 0.0)),
+} | dict.fromkeys(["HalfCheetah", "Swimmer", "Reacher", "Pusher", "Pendulum"], lambda s: s[..., 0] != s[..., 0])  # NaN only
+
+
+def is_d4rl_id(env_id: str) -> bool:
+    """hopper-medium-v2 and its kind, also names of one's own such as hopper-mini-v2: evaluated in D4RL physics."""
+    return re.fullmatch(r"(hopper|halfcheetah|walker2d)-[a-z0-9-]+-v2", env_id) is not None
+
+
+def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
+    """D4RL's score: 0 is a random policy, 100 an expert. NaN for environments without reference returns."""
+    _, random, expert = D4RL_ENVS[env_id.split("-")[0]] if is_d4rl_id(env_id) else ("", math.nan, math.nan)
+    return 100 * (returns - random) / (expert - random)
+
+
+def restore_d4rl_physics(env: gym.Env) -> None:
+    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
+
+    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
+    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
+    """
+    model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
+    for geom in spec.geoms:
+        if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
+            capsule = model.geom(geom.name)
+            radius, half_length, _ = capsule.size
+            geom.type, geom.fromto = mujoco.mjtGeom.mjGEOM_CYLINDER, [np.nan] * 6
+            geom.pos, geom.quat, geom.size = capsule.pos, capsule.quat, [radius, half_length + radius / 2, 0]
+    cylinders = spec.compile()  # MuJoCo weighs them
+    for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
+        getattr(model, name)[:] = getattr(cylinders, name)
+    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
+        model.geom_margin *= 0.5
+    mujoco.mj_setConst(model, env.unwrapped.data)
+
+
+def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
+    """The environment to evaluate in: a D4RL id gives gymnasium's -v4 in D4RL physics, a Minari id the recorded one, any
+    other id gymnasium's own. Raises InputError when there is none, or when its spaces are not flat boxes."""
+    gym.logger.min_level = gym.logger.ERROR  # gymnasium warns that v5 is newer: v5 is another environment
+    if is_d4rl_id(env_id) and hasattr(mujoco, "set_mju_user_warning"):  # HalfCheetah's model has a deprecated attribute
+        mujoco.set_mju_user_warning(lambda text: None)  # else it is printed, and written to MUJOCO_LOG.TXT
+        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+    advice = {gym.error.Error: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
+    with explain(f"no environment for --env-id {env_id} can be made here", advice):
+        if is_d4rl_id(env_id):
+            env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
+            if d4rl_physics:
+                restore_d4rl_physics(env)
+        elif (dataset := minari_dataset(env_id)) is not None:
+            env = dataset.recover_environment(**kwargs)
+        else:
+            env = gym.make("Pendulum-v1" if env_id == "pendulum-mini" else env_id, **kwargs)
+    spaces = env.observation_space, env.action_space
+    if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
+        env.close()
+        raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
+    # An episode that never ends would hang the evaluation
+    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
+
+
+def termination_rule(env: gym.Env) -> Callable:
+    """The function next_observations [..., O] -> terminated [...] of an environment. Raises InputError if none is known."""
+    name = re.split("[/:]", env.spec.id)[-1].split("-")[0]
+    if name not in TERMINATION_RULES:
+        raise InputError(f"no termination rule is known for {env.spec.id}: add one to TERMINATION_RULES as '{name}'")
+    return TERMINATION_RULES[name]
+
+
+# PLUMBING: evaluation
 class Evaluation(NamedTuple):
     returns: np.ndarray  # [episodes], undiscounted
     discounted_returns: np.ndarray  # [episodes]
@@ -1192,15 +1300,20 @@ class Evaluation(NamedTuple):
     first_observations: np.ndarray  # [episodes, O], un-normalised
 
 
+def scale_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From [-1, 1] to the environment's bounds, in their dtype: some environments check it."""
+    return np.clip(low + (actions + 1) / 2 * (high - low), low, high).astype(low.dtype)
+
+
 def evaluate(policy: Callable, envs: gym.vector.VectorEnv, seed: int | list[int], gamma: float) -> Evaluation:
     """Runs one episode in each environment; policy maps un-normalised observations [n, O] to actions in [-1, 1]^A."""
-    low, high = envs.single_action_space.low, envs.single_action_space.high
+    space = envs.single_action_space
     seeds = np.random.SeedSequence(seed).generate_state(envs.num_envs)  # so that no two runs share an episode
     observations, _ = envs.reset(seed=seeds.tolist())
     first_observations, running, step = observations.copy(), np.ones(envs.num_envs, bool), 0
     returns, discounted_returns, lengths = np.zeros((3, envs.num_envs))
     while running.any():
-        actions = np.clip(low + (policy(observations) + 1) / 2 * (high - low), low, high)
+        actions = scale_actions(policy(observations), space.low, space.high)
         observations, rewards, terminations, truncations, _ = envs.step(actions)
         returns += running * rewards  # environments that ended have reset themselves: what follows does not count
         discounted_returns += running * gamma**step * rewards
@@ -1208,12 +1321,6 @@ def evaluate(policy: Callable, envs: gym.vector.VectorEnv, seed: int | list[int]
         running &= ~(terminations | truncations)
         step += 1
     return Evaluation(returns, discounted_returns, lengths, first_observations)
-
-
-def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
-    """D4RL's score: 0 is a random policy, 100 an expert. NaN for environments without reference returns."""
-    _, random, expert = D4RL_ENVS[env_id.split("-")[0]] if is_d4rl_id(env_id) else ("", math.nan, math.nan)
-    return 100 * (returns - random) / (expert - random)
 
 
 class NumpyAgent(NamedTuple):
@@ -1230,26 +1337,34 @@ class NumpyAgent(NamedTuple):
             x = x @ (weight.T if weight.ndim == 2 else weight) + bias  # [out, in], of two critics [2, in, out]
         return x
 
+    def normalized(self, observations: np.ndarray) -> np.ndarray:
+        return ((observations - self.obs_mean) / self.obs_std).astype(np.float32)
+
     def mode(self, observations: np.ndarray) -> np.ndarray:
         """The policy's mode [n, A] at un-normalised observations [n, O]."""
-        mean, _ = np.split(self.network("actor", (observations - self.obs_mean) / self.obs_std), 2, -1)
+        mean, _ = np.split(self.network("actor", self.normalized(observations)), 2, -1)
         return np.tanh(mean)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
         """min_i Q_i(s, mode of pi(s)), [n]."""
-        states = (observations - self.obs_mean) / self.obs_std
-        return self.network("critic", np.concatenate([states, self.mode(observations)], -1)).min(0)[:, 0]
+        states, actions = self.normalized(observations), self.mode(observations)
+        return self.network("critic", np.concatenate([states, actions], -1)).min(0)[:, 0]
 
 
-@lru_cache(maxsize=1)
-def make_eval_envs(env_id: str, d4rl_physics: bool, episodes: int) -> gym.vector.VectorEnv:
-    return gym.vector.SyncVectorEnv([lambda: make_env(env_id, d4rl_physics)] * episodes)
+def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A run's policy.npz as a function of observations [O] or [n, O]: the mode's actions, in the environment's bounds."""
+    with explain(f"{path} holds no policy that can be read"), np.load(path, allow_pickle=False) as file:
+        weights = {f"actor.{name}": file[name] for name in file.files}
+        agent = NumpyAgent(weights, file["obs_mean"], file["obs_std"])
+        low, high = file["action_low"], file["action_high"]
+    return lambda observations: scale_actions(agent.mode(observations), low, high)
 
 
 def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     """The metrics of an evaluation: one episode of the policy's mode in each environment."""
-    envs = make_eval_envs(args.env_id, args.d4rl_physics, args.eval_episodes)
-    result = evaluate(agent.mode, envs, seed, args.gamma)
+    make = [lambda: make_env(args.env_id, args.d4rl_physics)] * args.eval_episodes
+    with closing(gym.vector.SyncVectorEnv(make)) as envs:
+        result = evaluate(agent.mode, envs, seed, args.gamma)
     scores = normalized_score(args.env_id, result.returns)
     return {
         "charts/normalized_score": scores.mean(),
@@ -1262,9 +1377,26 @@ def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
     }
 
 
+def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path = Path()) -> None:
+    """Records an episode of the agent's mode; without one it only checks that this machine can render."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    with explain(f"--capture-video: no picture can be made here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}"):
+        with closing(make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")) as env:
+            env.reset()
+            env.render()
+    if agent:
+        env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
+        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True)
+        with closing(gym.vector.SyncVectorEnv([lambda: env])) as envs:
+            evaluate(agent.mode, envs, args.seed, args.gamma)
+
+
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends when the parent does, however that ends."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does, however that
+    ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -1278,80 +1410,137 @@ def worker_pool(workers: int | None) -> Executor:
         workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
-    pool = ProcessPoolExecutor(workers, spawn, start_worker) if workers else ThreadPoolExecutor(1)
+    try:
+        pool = ProcessPoolExecutor(workers, spawn, start_worker) if workers else ThreadPoolExecutor(1)
+    except (OSError, ImportError, NotImplementedError) as error:  # no usable /dev/shm
+        print(f"warning: no processes can evaluate ({error}): a thread does")
+        pool = ThreadPoolExecutor(1)
     threading._register_atexit(pool.shutdown, cancel_futures=True)  # atexit would come too late to end its thread
     return pool
 
 
+class Evaluations:
+    """Evaluations under way beside the training. Their results go to the run's tables in order."""
+
+    def __init__(self, args: Args, tables: "Tables"):
+        self.args, self.tables, self.pool, self.pending = args, tables, worker_pool(args.eval_workers), []
+        self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
+        self.latest, self.way_out = None, f"go on with --resume {tables.folder} --eval-workers 0"
+
+    def start(self, iteration: int, seconds: float, agent: NumpyAgent) -> None:
+        with explain("no evaluation can begin", {BrokenExecutor: self.way_out}):
+            future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
+        self.pending.append((iteration, seconds, future))
+
+    def collect(self, most: int = 10) -> None:
+        """Logs those that are done; waits as long as more than `most` are under way."""
+        while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
+            iteration, seconds, future = self.pending.pop(0)
+            if isinstance(future.exception(), BrokenExecutor):
+                raise InputError(f"a process that evaluates died: {self.way_out}")
+            metrics = future.result() | {"seconds": round(seconds, 1)}
+            self.tables.add("evaluations.csv", iteration, metrics)
+            self.tables.writer.flush()  # waits for the disk, so not in every iteration
+            self.latest = iteration, metrics[self.score_name]
+
+
+# PLUMBING: run folder
+CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs would go on from
+
+
+def how_to_go_on() -> str:
+    """For the last line of a run that something outside has ended."""
+    going_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+    return (going_on or ["there is no checkpoint yet to go on from"])[0]
+
+
+def lock_file(path: str | Path, **options) -> ExitStack:
+    """Holds a lock until closed; where the file system has none, it says so. Raises filelock.Timeout."""
+    lock, held = FileLock(path, **options), ExitStack()
+    try:
+        lock.acquire()
+        held.callback(lock.release, force=True)
+    except (NotImplementedError, OSError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+            raise
+        print(f"warning: {path} cannot be locked ({error}): start no second process that writes there")
+    return held
+
+
+def new_folder(args: Args) -> Path:
+    """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
+    Path("runs").mkdir(exist_ok=True)
+    for seconds in itertools.count(int(time.time())):
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}"
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
 def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of Run.save_arrays. Raises InputError if they are of another dataset."""
+    """The arrays of RunFolder.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     if str(arrays["fingerprint"]) != dataset.fingerprint:
         raise InputError(f"{path} was trained on another dataset")
+    if arrays.get("adv_weight", 0) > 0:
+        raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
     return arrays
 
 
-class Run:
-    """The folder runs/{run_name}: args.json, metrics.csv, evaluations.csv, TensorBoard's events, checkpoint, result.json."""
+def start_wandb(args: Args, folder: Path) -> None:
+    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
+    where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
+    if args.track:
+        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
 
-    def __init__(self, args: Args, dataset: Dataset):
-        self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.time()
+
+class RunFolder:
+    """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
+
+    def __init__(self, args: Args, dataset: Dataset, device: str):
+        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
+        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
+            self.folder = Path(args.resume) if args.resume else new_folder(args)
+        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
+        with explain(f"no run can be kept in {self.folder}", advice):
+            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
         fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
         self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
-        self.checkpoint_time = time.monotonic()
-        self.pending, self.score, self.warned, self.pool = [], math.nan, False, worker_pool(args.eval_workers)
-        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
-        self.score_name = "charts/normalized_score" if is_d4rl_id(args.env_id) else "charts/episodic_return"
-        with explain("the run folder cannot be written, or another process trains in it"):
-            self.folder = Path(args.resume) if args.resume else self.new_folder(int(self.start_time))
-            self.lock = FileLock(self.folder / ".lock", timeout=0, is_singleton=True)
-            self.lock.acquire()
-            self.tables = self.folder / "metrics.csv", self.folder / "evaluations.csv"
-            for table in self.tables:
-                table.touch()
+        self.arguments = vars(args) | {"resume": None, "device": device}
         if not args.resume:
-            self.save_json("args.json", vars(args))
-        if args.track:
-            name = re.sub(r"[^\w.-]+", "-", self.folder.resolve().name)[-128:]  # wandb refuses other ids
-            where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
-            try:
-                with explain("--track cannot start wandb (run wandb login, or set WANDB_MODE=offline)"):
-                    importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
-            except InputError:
-                if not args.resume:
-                    shutil.rmtree(self.folder)
-                raise
-        print(f"Run folder: {self.folder}")
-
-    def new_folder(self, seconds: int) -> Path:
-        """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
-        name = f"{self.args.env_id}__{self.args.exp_name}__{self.args.seed}__{seconds}"
-        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+            self.save_json("args.json", self.arguments)
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            return self.new_folder(seconds + 1)
-        return folder
+            start_wandb(args, self.folder)
+        except InputError:
+            self.lock.close()
+            if not args.resume:
+                shutil.rmtree(self.folder)
+            raise
+        print(f"Run folder: {self.folder}, training on {device}")
 
-    @cached_property
-    def writer(self) -> tensorboardX.SummaryWriter:
-        # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
-        event_file_writer = tensorboardX.event_file_writer.EventFileWriter
-        event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
-        purge_step = self.iteration + 1 if self.args.resume else None
-        writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=purge_step)
-        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
-        writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        return writer
+    def save(self, name: str, write: Callable) -> None:
+        """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
+        temporary = self.folder / f"{name}.tmp"
+        try:
+            with explain(f"{self.folder / name} cannot be written"), temporary.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
-    def state(self, iteration: int) -> dict:
-        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
-        self.checkpoint_time = time.monotonic()
-        self.collect(0)
-        self.writer.flush()
-        tables = {table.name: table.read_text(encoding="utf-8") for table in self.tables}
-        return tables | {"settings": self.settings, "iteration": iteration, "seconds": time.time() - self.start_time}
+    def save_json(self, name: str, values: dict | list) -> None:
+        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
+
+    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
+        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
+        self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
 
     def checkpoint_is_due(self, now: bool = False) -> bool:
         """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
@@ -1365,51 +1554,130 @@ class Run:
         if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
-        (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration, self.start_time = int(checkpoint["iteration"]), time.time() - float(checkpoint["seconds"])
-        for table in self.tables:
-            self.save(table.name, lambda file, name=table.name: file.write(str(checkpoint[name]).encode()))
-        self.save_json("args.json", vars(self.args) | {"resume": None})
 
-    def save(self, name: str, write: Callable) -> None:
-        """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
-        temporary = self.folder / f"{name}.tmp"
+class Tables:
+    """metrics.csv, evaluations.csv, and both for TensorBoard."""
+
+    names = "metrics.csv", "evaluations.csv"
+
+    def __init__(self, run: RunFolder):
+        self.run, self.folder, self.iteration = run, run.folder, None  # the iteration that a resumed run goes on from
+        for name in self.names:
+            (self.folder / name).touch()
+
+    @cached_property
+    def writer(self) -> tensorboardX.SummaryWriter:
+        # Events are written at once: in the thread meant for it, a full disk is a traceback, and then a hanging queue
+        event_file_writer = tensorboardX.event_file_writer.EventFileWriter
+        event_file_writer.add_event = lambda self, event: self._ev_writer.write_event(event)
         try:
-            with explain(f"{self.folder / name} cannot be written: is the disk full?"), temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+            writer = tensorboardX.SummaryWriter(str(self.folder), purge_step=self.iteration)
+        except OSError as error:  # its queue needs /dev/shm
+            print(f"warning: no events for TensorBoard can be written ({error})")
+            writer = tensorboardX.SummaryWriter(write_to_disk=False)
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.run.args).items())
+        writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
+        for row in self.rows("metrics.csv")[-1:] if self.iteration else []:  # purged with the evaluation to be made again
+            self.add_scalars(writer, self.iteration, {name: float(value) for name, value in row.items()})
+        return writer
 
-    def save_json(self, name: str, values: dict | list) -> None:
-        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
+    def add_scalars(self, writer: tensorboardX.SummaryWriter, iteration: int, metrics: dict) -> None:
+        for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
+            writer.add_scalar(name, metrics[name], iteration)
 
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
-        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "fingerprint")}
-        self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
-
-    def log(self, iteration: int, metrics: dict, file_name: str = "metrics.csv") -> None:
-        """Appends a row to the CSV file and to TensorBoard, as for evaluations that are done. Raises Diverged."""
-        if "losses/qf_values" in metrics:
-            metrics["losses/value_bound_ratio"] = self.value_bound_ratio(iteration, metrics["losses/qf_values"])
-        with (self.folder / file_name).open("a", newline="", encoding="utf-8") as file:
+    def add(self, name: str, iteration: int, metrics: dict) -> None:
+        """Appends a row to a CSV file, and its numbers to TensorBoard's events."""
+        with (self.folder / name).open("a", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, ["iteration", *metrics], lineterminator="\n")
             if file.tell() == 0:
                 table.writeheader()
             table.writerow({"iteration": iteration} | metrics)
-        for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
-            self.writer.add_scalar(name, metrics[name], iteration)
-        if file_name == "metrics.csv":
-            self.check(iteration, metrics)
-            self.collect()
-        else:
-            self.writer.flush()  # waits for the disk, so not in every iteration
+        self.add_scalars(self.writer, iteration, metrics)
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        return list(csv.DictReader((self.folder / name).read_text(encoding="utf-8").splitlines()))
+
+    def texts(self) -> dict[str, str]:
+        """Both files, for a checkpoint."""
+        self.writer.flush()
+        return {name: (self.folder / name).read_text(encoding="utf-8") for name in self.names}
+
+    def go_back(self, iteration: int, texts: dict) -> None:
+        """To what they were at a checkpoint: what came after it is forgotten."""
+        self.iteration = iteration
+        for name in self.names:
+            self.run.save(name, lambda file, name=name: file.write(str(texts[name]).encode()))
+
+
+def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
+    """The mean Q over the largest value that the dataset's rewards allow, r_max / (1 - gamma); below 0 over the smallest,
+    and negative. Where rewards have one sign alone, their largest size is the scale for both."""
+    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
+    bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
+    return mean_q * (1 - gamma) / float(bound or 1)
+
+
+def warn_of_values(iteration: int, mean_q: float) -> None:
+    side = f"the mean Q, {mean_q:.0f}, is {'more' if mean_q > 0 else 'less'} than the dataset's rewards allow."
+    advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+    tqdm.write(f"warning: in iteration {iteration} {side} {advice}")
+
+
+def summarize_run(args: Args, status: str, score_name: str, rows: list[dict[str, str]]) -> dict:
+    """result.json from the rows of evaluations.csv, printed if the run has finished."""
+    result = {"status": status, "score": score_name, "iteration": None, "last": None, "mean_of_last_10": None}
+    if scores := [float(row[score_name]) for row in rows]:
+        iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
+        result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
+    if scores and status == "finished":
+        print(f"Seed {args.seed}, mean of the last {len(scores[-10:])} evaluations: {score_name} {mean:.1f}")
+        print(f"Seed {args.seed}, iteration {iteration}: {score_name} {last:.1f} (mean of {args.eval_episodes} episodes)")
+    return result
+
+
+def progress(runs: Iterable["Run"], mean_q: float) -> str:
+    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
+    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
+    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
+    return f"{text}Q={mean_q:.0f}"
+
+
+class Run(RunFolder):
+    """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
+
+    def __init__(self, args: Args, dataset: Dataset, device: str):
+        super().__init__(args, dataset, device)
+        self.iteration, self.start_time, self.warned, self.tables = 0, time.monotonic(), False, Tables(self)
+        self.evaluations = Evaluations(args, self.tables)
+        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
+
+    def state(self, iteration: int) -> dict:
+        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
+        self.evaluations.collect(0)
+        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
+        return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
+
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten."""
+        self.check_checkpoint(checkpoint)
+        (self.folder / "result.json").unlink(missing_ok=True)
+        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.start_time = time.monotonic() - float(checkpoint["seconds"])
+        self.tables.go_back(self.iteration, checkpoint)
+        self.save_json("args.json", self.arguments)
+
+    def log(self, iteration: int, metrics: dict[str, float]) -> None:
+        """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
+        if "losses/qf_values" in metrics:
+            ratio = value_bound_ratio(metrics["losses/qf_values"], self.rewards, self.args.gamma)
+            metrics["losses/value_bound_ratio"] = ratio
+            if abs(ratio) > 1 and not self.warned:
+                self.warned = True
+                warn_of_values(iteration, metrics["losses/qf_values"])
+        self.tables.add("metrics.csv", iteration, metrics)
+        self.check(iteration, metrics)
+        self.evaluations.collect()
 
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
@@ -1418,89 +1686,40 @@ class Run:
             self.finish("diverged")
             raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}")
 
-    def value_bound_ratio(self, iteration: int, mean_q: float) -> float:
-        """The mean Q over the largest value that the log's rewards allow, r_max / (1 - gamma); below 0 the smallest."""
-        highest, lowest = max(self.rewards.max(), 0), max(-self.rewards.min(), 0)
-        bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
-        ratio = abs(mean_q) * (1 - self.args.gamma) / float(bound or 1)
-        if ratio > 1 and not self.warned:
-            self.warned = True
-            text = f"warning: in iteration {iteration} the mean Q, {mean_q:.0f}, is more than the log's rewards allow."
-            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-            tqdm.write(f"{text} {advice}")
-        return ratio
-
-    def numpy_agent(self, weights: dict[str, np.ndarray]) -> NumpyAgent:
-        return NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
-
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
         self.check(iteration, {name: float(array.sum()) for name, array in weights.items()})
-        agent = self.numpy_agent({name: array.copy() for name, array in weights.items()})  # updates may write over them
-        with explain(f"no process can evaluate: go on with --resume {self.folder} --eval-workers 0"):
-            future = self.pool.submit(run_evaluation, self.args, agent, [self.args.seed, iteration])
-        self.pending.append((iteration, time.time() - self.start_time, future))
+        weights = {name: array.copy() for name, array in weights.items()}  # updates may write over them
+        agent = NumpyAgent(weights, self.dataset.obs_mean, self.dataset.obs_std)
+        self.evaluations.start(iteration, time.monotonic() - self.start_time, agent)
 
-    def collect(self, most: int = 10) -> None:
-        """Logs the evaluations that are done, in order; waits as long as more than `most` are under way."""
-        while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
-            iteration, seconds, future = self.pending.pop(0)
-            if isinstance(future.exception(), BrokenExecutor):
-                raise InputError(f"a process that evaluates died: go on with --resume {self.folder} --eval-workers 0")
-            metrics = future.result()
-            self.log(iteration, metrics | {"seconds": round(seconds, 1)}, "evaluations.csv")
-            self.score = metrics[self.score_name]
-
-    def finish(self, status: str = "finished") -> None:
-        """Writes result.json and prints the score of the last iteration and the mean of the last 10 evaluations."""
-        self.collect(0)
-        texts = (table.read_text(encoding="utf-8") for table in self.tables)
-        metrics, evaluations = (list(csv.DictReader(text.splitlines())) for text in texts)
-        scores = [float(row[self.score_name]) for row in evaluations]
-        ratios = [float(row["losses/value_bound_ratio"]) for row in metrics]
-        result = {
-            "status": status,
-            "score": self.score_name,
-            "iteration": int(evaluations[-1]["iteration"]) if scores else None,
-            "last": scores[-1] if scores else None,
-            "mean_of_last_10": float(np.mean(scores[-10:])) if scores else None,
-            "value_bound_ratio": max(filter(math.isfinite, ratios), default=None),
-            "value_bound_passed": next((i for i, ratio in enumerate(ratios, 1) if ratio > 1), None),
-        }
+    def finish(self, status: str = "finished") -> dict:
+        """Writes result.json, prints the scores and returns them with the folder."""
+        self.evaluations.collect(0)
+        result = summarize_run(self.args, status, self.evaluations.score_name, self.tables.rows("evaluations.csv"))
         self.save_json("result.json", result)
-        self.writer.close()
-        self.lock.release(force=True)
-        if status == "finished" and scores:
-            last, mean = f"{self.score_name} {scores[-1]:.1f}", f"{self.score_name} {np.mean(scores[-10:]):.1f}"
-            print(f"Iteration {result['iteration']}: {last} (mean of {self.args.eval_episodes} episodes)")
-            print(f"Mean of the last {len(scores[-10:])} evaluations: {mean}")
-
-
-def record_video(args: Args, policy: Callable | None = None, folder: str = "") -> None:
-    """Records an episode of the policy; without one it only checks that this machine can render."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    with explain("--capture-video cannot render here, see MUJOCO_GL"):
-        env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
-        env.reset()
-        env.render()
-    if policy:
-        env = gym.wrappers.RecordVideo(env, folder, disable_logger=True)
-        evaluate(policy, gym.vector.SyncVectorEnv([lambda: env]), args.seed, args.gamma)
-    env.close()
+        self.tables.writer.close()
+        self.lock.close()
+        CHECKPOINTS.pop(self.folder, None)
+        return result | {"folder": str(self.folder)}
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a path may be in letters that it lacks
-    message, code = "", 0
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))
+    if hasattr(sys.stdout, "reconfigure"):  # not that of a notebook
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)  # a path may be in letters that it lacks
+    sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
+        message, code = f"error: nobody reads the output any more: {how_to_go_on()}", 1
     except (InputError, OSError) as problem:
         message, code = f"error: {problem}", 1
     except Diverged as problem:
         message, code = f"error: {problem}", 3
     except KeyboardInterrupt:
-        message, code = "interrupted: --resume and the run folder above go on, unless there is no checkpoint yet", 1
+        message, code = f"interrupted: {how_to_go_on()}", 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

@@ -18,11 +18,12 @@ esac
 ENVS=${ENVS:-$envs}
 LOG=sbx_${QUALITY//-/_}-v2        # collected/ENV_$LOG.hdf5
 run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous_jax.py}" \
-  --total-iterations 100 --model-max-pretrain-epochs 25 --rollout-length "$K" --rollout-batch-size $((250000 / K)) "$@")
-METHODS=("--adv-weight 3e-4"                                             # RAMBO
-  "--adv-weight 0"                                                       # no adversary
-  "--adv-weight 0 --real-ratio 1"                                        # no model data: SAC on the dataset
-  "--adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")   # behaviour cloning
+  --exp-name METHOD --total-iterations 100 --model-max-pretrain-epochs 25 --rollout-length "$K" --rollout-batch-size $((250000 / K)) "$@")
+# The first word names the runs, unless an --exp-name is given
+METHODS=("rambo --adv-weight 3e-4"                                                 # RAMBO
+  "frozen_model --adv-weight 0"                                                    # no adversary
+  "sac --adv-weight 0 --real-ratio 1"                                              # no model data: SAC on the dataset
+  "cloning --adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")     # behaviour cloning
 
 for env in $ENVS; do
   [ "${DRY_RUN:-0}" != 0 ] || [ -f "collected/${env}_$LOG.hdf5" ] || python benchmark/datasets/rebuild.py "benchmark/datasets/${env}_$LOG.npz"
@@ -31,7 +32,7 @@ for env in $ENVS; do
   if [ "$env" = hopper ]; then seeds="1 2 3 4 5"; else seeds="1 2 3"; fi
   for method in "${METHODS[@]}"; do # the longest runs first: with WORKERS=n the short ones fill the gaps
     for seed in ${SEEDS:-$seeds}; do
-      echo "$run --env-id $env-sbx-$QUALITY-v2 --seed $seed --dataset-path collected/${env}_$LOG.hdf5 $method"
+      echo "${run/METHOD/${method%% *}} --env-id $env-sbx-$QUALITY-v2 --seed $seed --dataset-path collected/${env}_$LOG.hdf5 ${method#* }"
     done
   done
 done | python benchmark/runner.py

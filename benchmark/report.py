@@ -581,7 +581,7 @@ def judge(pair: tuple[int, float], runs: list[Run]) -> Verdict:
         q = run.curve("losses/qf_values")[1]
         window = max(LAST, round(WINDOW * len(q)))
         means.append(q[-window:].mean())
-        ratios.append(run.curve(RATIO)[1][-window:].sum() / max(min(window, len(q)), 1))  # 0 where it is not known
+        ratios.append(abs(run.curve(RATIO)[1][-window:]).sum() / max(min(window, len(q)), 1))  # 0 where it is not known
         variations.append(q[-window:].std() / max(abs(means[-1]), 1e-6))
     verdict = Verdict(pair, float(np.mean(means)), float(max(variations)), "")
     if max(ratios) > 1:

@@ -41,7 +41,7 @@ RUNS = Path("runs")
 POLL_SECONDS = 0.5
 # Arguments without influence on the result, which a run may have or not; checkpoint_interval: of older versions
 IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_interval checkpoint_buffer capture_video cuda"
-IRRELEVANT += " num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
+IRRELEVANT += " device num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
 # The same for runs on the dataset alone (--real-ratio 1): arguments of the model and its rollouts, by the start of their names
 OF_THE_MODEL = ("model_", "num_models", "num_elites", "rollout_", "halt_", "adv_", "norm_adv")
 # What the pretrained ensemble depends on
@@ -171,7 +171,7 @@ class Job:
         """What to run now: resume, or start with or without the ensemble of another run."""
         state, folder = self.state()
         if state == "resumable":
-            more = ["--num-seeds", str(len(self.seeds))] if len(self.seeds) > 1 else []
+            more = ["--num-seeds", str(len(self.seeds))] if "num_seeds" in self.seeds[0] else []  # else all of seeds.json
             return ["python", self.script, "--resume", str(folder), *more]
         command = ["python", self.script, *self.argv]
         if self.ensemble is None:

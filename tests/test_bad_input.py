@@ -79,7 +79,7 @@ BAD_COLUMNS = {
     "terminals in two columns": (dict(terminals=np.zeros((48, 2))), r"cannot be read.*\(48,"),
     "columns of different lengths": (dict(rewards=np.zeros(47)), "observations has shape"),
     "different lengths, no next observations": (dict(rewards=np.zeros(47), next_observations=None), "columns of one length"),
-    "text": (dict(rewards=np.array([b"one"] * 48)), "not numbers"),
+    "text": (dict(rewards=np.array([b"one"] * 48)), "rewards of .* cannot be read as numbers"),
     "NaN in the observations": (with_value("observations", (7, 3), np.nan), "observations.*NaN.*row 7"),
     "infinity in the rewards": (with_value("rewards", 9, np.inf), "rewards.*infinity in row 9"),
     "NaN in the next observations": (with_value("next_observations", (11, 0), np.nan), "next_observations.*row 11"),
@@ -87,7 +87,9 @@ BAD_COLUMNS = {
     "more than float32 can hold": (dict(observations=hopper_log()["observations"].astype(float) * 1e39), "observations"),
     "actions above their bounds": (with_value("actions", (5, 1), 1.5), "actions.*bounds"),
     "actions below their bounds": (with_value("actions", (5, 1), -1.5), "actions.*bounds"),
-    "terminals that contradict the rule": (dict(terminals=np.arange(48) % 2 == 0), "terminals.*rule"),
+    "terminals that contradict the rule": (
+        dict(terminals=np.arange(48) % 2, next_observations=hopper_log()["next_observations"] * 1.001), "terminals.*rule"
+    ),
     "states that all end an episode": (dict(next_observations=np.zeros((48, 11))), "terminals.*rule"),
     "time-outs as terminals": (forty_episodes(terminals=np.arange(480) % 12 == 11), "20 of 40 terminals contradict"),
     "no terminals where the rule ends": (forty_episodes(terminals=np.zeros(480)), "20 of 20 terminals contradict"),
@@ -124,7 +126,7 @@ def test_files_that_are_no_hdf5(rambo):
     whole = write_hdf5(Path("whole.hdf5"), hopper_log()).read_bytes()
     Path("truncated.hdf5").write_bytes(whole[: len(whole) // 2])
     for name in ("text.hdf5", "empty.hdf5", "truncated.hdf5"):
-        assert_matches(refused(rambo, "--dataset-path", name), f"{name} cannot be read", "complete, HDF5")
+        assert_matches(refused(rambo, "--dataset-path", name), f"{name} cannot be read as HDF5")
 
 
 @one_script
@@ -160,7 +162,8 @@ BAD_IDS = {
     "hopper_medium_replay-v2": "hopper-medium-replay-v2",
     "pendulum-mimi": "pendulum-mini",
     "Hoper-v4": "Hopper-v4",
-    "Pendulum-v1": "--dataset-path",
+    "Pendulum-v1": "that is an environment. Or give --dataset-path",
+    "hopper-sbx-medium-v2": "rebuild.py makes it",
     "": "hopper",
     "no-such-thing-at-all": "hopper",
 }
@@ -208,6 +211,8 @@ BAD_FLAGS = {
     "--gamma nan": "--gamma",
     "--tau 0": "--tau",
     "--real-ratio 1.5": "--real-ratio",
+    "--real-ratio 0.999": "--real-ratio must leave a row of the dataset and one of the model",
+    "--real-ratio 0.001": "--real-ratio must leave a row of the dataset and one of the model",
     "--adv-weight -1": "--adv-weight",
     "--adv-weight inf": "--adv-weight",
     "--num-elites 8": "--num-elites",
@@ -274,7 +279,7 @@ def test_a_model_without_a_use(rambo):
 def test_a_run_folder_that_cannot_be_written(rambo):
     write_hdf5(Path("hopper.hdf5"), hopper_log())
     Path("runs").touch()
-    assert_matches(refused(rambo, "--dataset-path", "hopper.hdf5", *TINY), "runs/", "cannot be written")
+    assert_matches(refused(rambo, "--dataset-path", "hopper.hdf5", *TINY), "no run folder can be made in .*runs")
 
 
 # Models and checkpoints of other runs
@@ -313,6 +318,7 @@ def test_models_that_do_not_fit(rambo, two_runs):
     Path("truncated.npz").write_bytes(whole[: len(whole) // 2])
     for name in ("array.npy", "other.npz", "pickled.npz", "text.npz", "truncated.npz", "run1/policy.npz"):
         assert_matches(refused(rambo, *flags, "--load-model", name), name)
+    assert_matches(refused(rambo, *flags, "--load-model", "run1/dynamics.npz"), "adversary: take dynamics_pretrained.npz")
     message = refused(rambo, *flags, "--load-model", "run1/dynamics_pretrained.npz", "--model-hidden-dim", 16)
     assert_matches(message, "dynamics_pretrained.npz")
     message = refused(rambo, *flags, "--load-model", "run1/dynamics_pretrained.npz", "--num-elites", 4)
@@ -388,7 +394,7 @@ def test_resuming_with_another_dataset_in_the_same_place(rambo, two_runs):
 def test_arguments_that_contradict_the_run_to_go_on_with(rambo, two_runs):
     two_runs(rambo)
     assert_matches(refused(rambo, "--resume", "run1", "--total-iterations", 0), "iteration \\d, raise --total-iterations")
-    for flags in (["--seed", 7], ["--gamma", 0.5], ["--rollout-length", 3], ["--env-id", "hopper-medium-v2"]):
+    for flags in (["--seed", 7], ["--gamma", 0.5], ["--load-model", "other.npz"], ["--env-id", "hopper-medium-v2"]):
         old = getattr(rambo.parse_args(["--resume", "run1"]), flags[0].removeprefix("--").replace("-", "_"))
         assert_matches(refused(rambo, "--resume", "run1", *flags), f"that run has {flags[0]} {old}; leave it out")
     message = refused(rambo, "--resume", "run1", "--seed", 7, "--tau", 0.5)
@@ -404,6 +410,8 @@ def test_a_run_folder_whose_arguments_are_damaged(rambo, two_runs, subtests):
             two_runs(rambo)
             Path("run1/args.json").write_text(content)
             assert_matches(refused(rambo, "--resume", "run1"), "run1", "args.json")
+    Path("run1/args.json").write_text('{"num_seeds": 1}')
+    assert_matches(refused(rambo, "--resume", "run1"), "run1: a run of the other script.*rambo_continuous_jax.py")
 
 
 @TWO_RUNS
@@ -448,10 +456,19 @@ def test_flags_that_tyro_cannot_parse(rambo, capsys, subtests):
             assert not Path("runs").exists() and "Traceback" not in capsys.readouterr().err
 
 
-def test_help_explains_every_flag(rambo, capsys):
+@one_script
+def test_switches_as_sweep_agents_write_them(rambo):
+    for words in ("--autotune=False", "--autotune false", "--no-autotune", "--no_autotune"):
+        assert not rambo.parse_args(words.split()).autotune, words
+    args = rambo.parse_args("--save_model=True --exp-name false --autotune true --seed=3 --checkpoint_interval 50".split())
+    assert (args.save_model, args.exp_name, args.autotune, args.seed) == (True, "false", True, 3)
+
+
+def test_help_explains_every_flag_with_the_datasets_defaults(rambo, capsys):
     with pytest.raises(SystemExit) as error:
-        rambo.parse_args(["--help"])
+        rambo.parse_args(["--env-id", "hopper-mini-v2", "--help"])
     assert not error.value.code
     text = re.sub(r"[\s│]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out))
     for field in dataclasses.fields(rambo.Args):
         assert f"--{field.name.replace('_', '-')}" in text
+    assert "Algorithm 1) (default: 40)" in text

@@ -10,7 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import TINY, hopper_log, pendulum_log, run_here, write_hdf5
+from conftest import SCRIPTS, TINY, hopper_log, pendulum_log, run_here, write_hdf5
 
 
 @pytest.fixture
@@ -56,6 +56,59 @@ def test_states_are_normalised_by_mean_and_std_and_rewards_stay_raw(rambo, hoppe
     expected = (log["observations"][:, 1] - mean[1]) / (std[1] + 1e-3)
     np.testing.assert_allclose(dataset.rows[:, 1], expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(dataset.rows[:, 14], log["rewards"])
+
+
+def test_numbers_of_any_size(rambo, tmp_path):
+    """Small units, large offsets, tiny bounds: the rows are those of ordinary numbers."""
+    log, env = pendulum_log(), rambo.make_env("Pendulum-v1")
+    ordinary = rambo.load_dataset("Pendulum-v1", str(write_hdf5(tmp_path / "ordinary.hdf5", log)), env)
+    for scale, offset, tolerance in ((1e-6, 0, 0.4), (1e4, 0, 2e-3), (1, 1e6, 1e-6)):
+        changed = {key: log[key].astype(float) * scale + offset for key in ("observations", "next_observations")}
+        dataset = rambo.load_dataset("Pendulum-v1", str(write_hdf5(tmp_path / f"{scale} {offset}.hdf5", log | changed)), env)
+        np.testing.assert_allclose(dataset.rows, ordinary.rows, rtol=tolerance, atol=1e-6)
+        agent = rambo.NumpyAgent({}, dataset.obs_mean, dataset.obs_std)
+        np.testing.assert_allclose(agent.normalized(changed["observations"]), dataset.rows[:, :3], atol=1e-6)
+    env.action_space = gym.spaces.Box(np.float32([-2e-6]), np.float32([2e-6]))
+    path = write_hdf5(tmp_path / "tiny.hdf5", log | {"actions": log["actions"] * np.float32(1e-6)})
+    np.testing.assert_allclose(rambo.load_dataset("Pendulum-v1", str(path), env).rows, ordinary.rows, rtol=1e-5, atol=1e-6)
+    path = write_hdf5(tmp_path / "beyond.hdf5", log | {"actions": log["actions"] * np.float32(1.1e-6)})
+    with pytest.raises(rambo.InputError, match="bounds"):
+        rambo.load_dataset("Pendulum-v1", str(path), env)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_model_divides_by_small_spreads_and_not_by_those_of_constants(name):
+    """An action of std 0.009, as a good controller's, moves the environment; states are fed back with the model's noise."""
+    module = importlib.import_module(Path(name).stem)
+    rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
+    rows *= np.float32([0.02, 0.005, 0.009, 0.0005, 1, 1, 1, 1]) / rows.std(0, ddof=1)
+    if "jax" in name:
+        from flax import nnx
+
+        dynamics = module.Dynamics(2, 2, 2, 8, nnx.Rngs(0))
+    else:
+        dynamics, rows = module.Dynamics(2, 2, 2, 8), importlib.import_module("torch").as_tensor(rows)
+    dynamics.set_scales(module.split_rows(rows, 2))
+    np.testing.assert_allclose(np.asarray(dynamics.input_std), [0.02, 1, 0.009, 1], rtol=1e-4)
+
+
+def test_rows_that_lead_into_the_next_episode_are_dropped(rambo, tmp_path, capsys):
+    """Of recorders that reset by themselves: in an episode's last row, or in a row of its own after it."""
+    log, ends = hopper_log(), [11, 23, 35]
+    same_step = log | {"next_observations": log["next_observations"].copy()}
+    for end in ends:
+        same_step["next_observations"][end] = log["observations"][end + 1]
+    extra = {key: np.insert(column, np.array(ends) + 1, column[ends], 0) for key, column in log.items()}
+    for i, end in enumerate(ends):
+        extra["observations"][end + 1 + i] = log["next_observations"][end]
+        extra["next_observations"][end + 1 + i] = log["observations"][end + 1]
+        extra["terminals"][end + 1 + i] = extra["timeouts"][end + 1 + i] = False
+    for name, columns in (("same.hdf5", same_step), ("extra.hdf5", extra)):
+        rows = unpack(load_hopper(rambo, write_hdf5(tmp_path / name, columns)))
+        assert "3 ends of episodes" in capsys.readouterr().out
+        jumps = abs(rows["next_observations"][:, 2] - rows["observations"][:, 2])
+        assert 40 < len(jumps) and jumps.max() < 1.1
+    assert len(load_hopper(rambo, write_hdf5(tmp_path / "plain.hdf5", log)).rows) == 48
 
 
 def test_timeouts_are_not_terminals(rambo, hopper_file):

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, pendulum_log, read_csv, read_run, run_here, run_script, write_hdf5
+from conftest import ROOT, SCRIPTS, TINY, pendulum_log, read_csv, read_run, run_here, run_script, write_hdf5
 
 PENDULUM = ["--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY]
 
@@ -26,38 +27,27 @@ def pendulum_file(tmp_path, monkeypatch):
 
 
 # The policy in numpy
-def test_the_numpy_policy_is_torchs_network():
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_numpy_policy_is_the_network(name):
+    import jax
     import torch
 
-    rambo = importlib.import_module("rambo_continuous")
-    torch.manual_seed(0)
-    agent = rambo.Agent(11, 3, 1.0)
-    rng = np.random.default_rng(0)
-    observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
-    with torch.no_grad():
-        states = torch.as_tensor((observations - mean) / std, dtype=torch.float32)
-        actions = agent.actor.mode(states)
-        values = agent.critic(states, actions).min(0).values
-    numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
-    ours = numpy_agent.mode(observations), numpy_agent.value(observations)
-    np.testing.assert_allclose(ours[0], actions.numpy(), atol=1e-5)
-    np.testing.assert_allclose(ours[1], values.numpy(), atol=1e-5)
-    assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
-
-
-def test_the_numpy_policy_is_jaxs_network():
-    import jax
-
-    rambo = importlib.import_module("rambo_continuous_jax")
-    agent = rambo.init_agent(jax.random.PRNGKey(0), 11, 3, 1.0)
+    rambo = importlib.import_module(Path(name).stem)
     rng = np.random.default_rng(0)
     observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
     states = ((observations - mean) / std).astype(np.float32)
-    actions = agent.actor.mode(states)
+    if "jax" in name:
+        agent = rambo.init_agent(jax.random.PRNGKey(0), 11, 3, 1.0)
+    else:
+        torch.manual_seed(0)
+        agent, states = rambo.Agent(11, 3, 1.0), torch.as_tensor(states)
+    with torch.no_grad():
+        actions = agent.actor.mode(states)
+        values = np.asarray(agent.critic(states, actions)).min(0)
     numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
     ours = numpy_agent.mode(observations), numpy_agent.value(observations)
     np.testing.assert_allclose(ours[0], actions, atol=1e-5)
-    np.testing.assert_allclose(ours[1], agent.critic(states, actions).min(0), atol=1e-5)
+    np.testing.assert_allclose(ours[1], values, atol=1e-5)
     assert np.ptp(ours[0]) > 0.1 and np.ptp(ours[1]) > 0.01
 
 
@@ -76,8 +66,8 @@ class Pool:
 def run(rambo):
     """A run that has just begun, and whose evaluations are the test's."""
     args = rambo.parse_args(PENDULUM)
-    run = rambo.Run(args, rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1")))
-    run.pool = Pool()
+    run = rambo.Run(args, rambo.load_dataset("Pendulum-v1", "pendulum.hdf5", rambo.make_env("Pendulum-v1")), "cpu")
+    run.evaluations.pool = Pool()
     return run
 
 
@@ -92,13 +82,13 @@ def logged(run):
 def test_results_are_logged_in_order_with_their_iteration(run):
     for iteration in (0, 10, 20):
         run.evaluate(iteration, {"weight": np.ones(3)})
-    run.pool.futures[1].set_result(metrics_of(1.0))
-    run.collect()
+    run.evaluations.pool.futures[1].set_result(metrics_of(1.0))
+    run.evaluations.collect()
     assert logged(run) == []
-    run.pool.futures[0].set_result(metrics_of(0.0))
-    run.collect()
-    assert logged(run) == [("0", 0.0), ("10", 1.0)] and run.score == 1
-    run.pool.futures[2].set_result(metrics_of(2.0))
+    run.evaluations.pool.futures[0].set_result(metrics_of(0.0))
+    run.evaluations.collect()
+    assert logged(run) == [("0", 0.0), ("10", 1.0)] and run.evaluations.latest == (10, 1)
+    run.evaluations.pool.futures[2].set_result(metrics_of(2.0))
     run.finish()
     assert logged(run)[2:] == [("20", 2.0)] and json.loads((run.folder / "result.json").read_text())["last"] == 2
 
@@ -107,9 +97,9 @@ def test_evaluations_are_waited_for_when_too_many_are_under_way(run, monkeypatch
     run.evaluate(0, {"weight": np.ones(3)})
     monkeypatch.setattr(Future, "result", lambda future: metrics_of(5.0))  # what waiting gives
     monkeypatch.setattr(Future, "exception", lambda future: None)
-    run.collect()
+    run.evaluations.collect()
     assert logged(run) == []
-    run.collect(0)
+    run.evaluations.collect(0)
     assert logged(run) == [("0", 5.0)]
 
 
@@ -117,7 +107,7 @@ def test_the_next_update_does_not_change_the_policy_under_evaluation(run):
     weights = {"weight": np.ones(3)}
     run.evaluate(0, weights)
     weights["weight"][:] = 7
-    assert run.pool.policies[0].weights["weight"].tolist() == [1, 1, 1]
+    assert run.evaluations.pool.policies[0].weights["weight"].tolist() == [1, 1, 1]
 
 
 def test_weights_that_are_no_numbers_are_a_divergence_and_its_result_is_json(rambo, run):
@@ -132,14 +122,14 @@ def test_weights_that_are_no_numbers_are_a_divergence_and_its_result_is_json(ram
 
 def test_a_process_that_dies_is_one_error_that_says_how_to_go_on(rambo, run):
     run.evaluate(0, {"weight": np.ones(3)})
-    run.pool.futures[0].set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+    run.evaluations.pool.futures[0].set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
     with pytest.raises(rambo.InputError, match=f"died.*--resume {run.folder} --eval-workers 0"):
-        run.collect()
+        run.evaluations.collect()
 
     def submit(*arguments):  # it died while it had nothing to do
         raise BrokenProcessPool("A child process terminated abruptly")
 
-    run.pool.submit = submit
+    run.evaluations.pool.submit = submit
     with pytest.raises(rambo.InputError, match=f"--resume {run.folder} --eval-workers 0.*terminated"):
         run.evaluate(10, {"weight": np.ones(3)})
 
@@ -160,7 +150,9 @@ def test_tensorboard_is_on_disk_after_an_evaluation_and_in_a_checkpoint(run, mon
     for iteration in (1, 2, 3):
         run.log(iteration, {"losses/qf_values": 1.0})
     assert not synchronised, "the disk would be waited for in every iteration"
-    run.log(3, metrics_of(-100), "evaluations.csv")
+    run.evaluate(3, {"weight": np.ones(3)})
+    run.evaluations.pool.futures[0].set_result(metrics_of(-100.0))
+    run.evaluations.collect()
     expected = {"losses/qf_values": 3, "losses/value_bound_ratio": 3, "charts/episodic_return": 1}
     assert on_disk() == expected and synchronised
     run.log(4, {"losses/qf_values": 1.0})
@@ -168,30 +160,56 @@ def test_tensorboard_is_on_disk_after_an_evaluation_and_in_a_checkpoint(run, mon
     assert on_disk() == expected | {"losses/qf_values": 4, "losses/value_bound_ratio": 4}
 
 
-def test_the_value_bound(run, capsys):
-    np.testing.assert_array_equal(run.rewards, run.dataset.rows[:, 4])  # 3 observations, an action
-    for low, high, q, ratio in [
-        (0, 2, 100, 0.5),
-        (-2, 0, -300, 1.5),
-        (-1, 2, -50, 0.5),
-        (-2, 0, 100, 0.5),
-        (1, 2, 400, 2),
+def test_the_value_bound_keeps_the_sign_of_the_value(rambo):
+    for rewards, mean_q, ratio in [
+        ([-1, 2, 3], 15, 0.5),  # at most 3 / (1 - 0.9)
+        ([-1, 2, 3], -20, -2),  # at least -1 / (1 - 0.9)
+        ([1, 2, 3], -15, -0.5),  # below 0 although no reward is: against the only scale there is
+        ([-4, -2, -1], 20, 0.5),
+        ([0, 0, 0], 0, 0),
+        ([-1, 2, 3], -np.inf, -np.inf),
     ]:
-        run.rewards[:] = low
-        run.rewards[0] = high
-        assert run.value_bound_ratio(1, q) == pytest.approx(ratio)
-    assert capsys.readouterr().out.count("warning") == 1, "only the first time"
+        assert rambo.value_bound_ratio(mean_q, np.float32(rewards), 0.9) == pytest.approx(ratio)
 
 
-def test_the_environments_are_made_once_for_all_evaluations(rambo, run, monkeypatch):
-    """Making them takes time, and MuJoCo prints a warning for each of halfcheetah's."""
-    made, make_env = [], rambo.make_env
-    monkeypatch.setattr(rambo, "make_env", lambda *arguments: made.append(1) or make_env(*arguments))
-    rambo.make_eval_envs.cache_clear()
+def test_a_value_beyond_its_bound_is_warned_of_once(run, capsys):
+    np.testing.assert_array_equal(run.rewards, run.dataset.rows[:, 4])  # 3 observations, an action
+    for iteration, sign, word in ((1, 1, "more"), (2, -1, "less")):
+        run.warned, run.rewards[:] = False, 1
+        for mean_q in (99, 101, 102):
+            run.log(iteration, {"losses/qf_values": sign * mean_q})
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"warning: in iteration {iteration} the mean Q, {sign * 101}, is {word} than")
+
+
+def test_every_environment_that_an_evaluation_made_is_closed(rambo, run, monkeypatch):
+    open_ones, make_env = [], rambo.make_env
+
+    class Counted(gym.Wrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            open_ones.append(self)
+
+        def close(self):
+            open_ones.remove(self)
+
+    monkeypatch.setattr(rambo, "make_env", lambda *arguments: Counted(make_env(*arguments)))
     policy = SimpleNamespace(mode=lambda x: np.zeros((len(x), 1), np.float32), value=lambda x: np.zeros(len(x)))
-    returns = [rambo.run_evaluation(run.args, policy, [1, 0])["episodic_returns"] for _ in range(2)]
-    rambo.make_eval_envs.cache_clear()
-    assert returns[0] == returns[1] and len(made) == run.args.eval_episodes
+    rambo.run_evaluation(run.args, policy, [1, 0])
+    policy.mode = lambda x: open_ones[len(x)]  # an error in the midst
+    with pytest.raises(IndexError):
+        rambo.run_evaluation(run.args, policy, [1, 0])
+    assert not open_ones
+
+
+def test_a_thread_evaluates_where_no_processes_can(rambo, monkeypatch, capsys):
+    def no_shared_memory(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(rambo, "ProcessPoolExecutor", no_shared_memory)
+    rambo.worker_pool.cache_clear()
+    assert isinstance(rambo.worker_pool(3), ThreadPoolExecutor) and "Read-only" in capsys.readouterr().out
+    rambo.worker_pool.cache_clear()
 
 
 # Processes
@@ -254,8 +272,8 @@ def test_no_process_is_left_behind(end):
     last_line = stderr.strip().splitlines()[-1].split("\r")[-1]
     assert "Traceback" not in stderr
     if end != "kill":
-        assert last_line.startswith("interrupted: " if end == "Ctrl-C" else "error: ") and "--resume" in last_line
-        assert end == "Ctrl-C" or "--eval-workers 0" in last_line  # whether it was at work or idle
+        assert last_line.startswith("interrupted: " if end == "Ctrl-C" else "error: ")
+        assert ("no checkpoint" if end == "Ctrl-C" else "--eval-workers 0") in last_line  # whether it was at work or idle
     for _ in range(100):
         if not any(map(alive, others)):
             break
