@@ -1,14 +1,16 @@
 """The paper's datasets made again: the table and the picture of the README, and the figure of runaway_values.md.
 
-    python benchmark/resampled.py     # reads benchmark/results/*-v2.csv, prints the table, draws the figures
+    python benchmark/resampled.py     # reads benchmark/results/resampled, prints the table, draws the figures
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -32,7 +34,7 @@ def kind_of(args: dict) -> str | None:
 
 def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
     """setting -> seed -> its evaluations."""
-    path, found = HERE / "results" / f"{dataset}.csv", {}
+    path, found = HERE / "results" / "resampled" / f"{dataset}.csv", {}
     if path.exists():
         methods = json.loads(path.with_suffix(".args.json").read_text(encoding="utf-8"))["methods"]
         for (method, seed), rows in pd.read_csv(path).groupby(["method", "seed"]):
@@ -107,8 +109,18 @@ def draw_gaps(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-if __name__ == "__main__":
+@dataclass
+class Args:
+    figures: Path = HERE / "figures"
+    """the folder that the pictures go to"""
+
+
+def main(args: Args) -> None:
     results = {dataset: read_results(dataset) for dataset in DATASETS}
-    draw_scores(results, HERE / "figures" / "resampled.png")
-    draw_gaps(results, HERE / "figures" / "runaway_values.png")
+    draw_scores(results, args.figures / "resampled.png")
+    draw_gaps(results, args.figures / "runaway_values.png")
     print(table(results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

@@ -56,27 +56,25 @@ class Enough(Exception):
 
 
 class Clock:
-    """In place of a script's tqdm: notes when its steps begin and end, and ends the run."""
+    """In place of a script's tqdm: notes when an epoch or an iteration ends, and ends the run."""
 
     def __init__(self, enough: int):
-        self.enough, self.epochs, self.iterations = enough, [], []
+        self.enough, self.ends = enough, {"epoch": [], "iteration": []}
 
-    def __call__(self, steps: range = range(0), **_) -> "Clock":
-        self.steps = steps
+    def __call__(self, *_, unit: str = "", **__) -> "Clock":
+        self.unit = unit
         return self
 
-    def __iter__(self) -> Iterator[int]:  # pretraining
-        for step in self.steps:
-            self.epochs += [] if self.epochs else [time.perf_counter()]
-            yield step
-            self.epochs.append(time.perf_counter())
+    def __iter__(self) -> Iterator[int]:  # no cloning
+        return iter(())
 
-    def update(self) -> None:  # an iteration is done
-        self.iterations.append(time.perf_counter())
-        if len(self.iterations) > self.enough + 1:
+    def update(self) -> None:
+        self.ends[self.unit].append(time.perf_counter())
+        if len(self.ends["iteration"]) > self.enough + 1:
             raise Enough
 
     def set_postfix(self, **_) -> None: ...
+    def set_postfix_str(self, *_) -> None: ...
     def close(self) -> None: ...
     def write(self, *_) -> None: ...
 
@@ -86,7 +84,7 @@ def time_run(script: ModuleType, training, repeats: int) -> tuple[np.ndarray, np
     clock = Clock(repeats)
     with patch.object(script, "tqdm", clock), contextlib.redirect_stdout(None), contextlib.suppress(Enough):
         script.main(training)
-    return np.diff(clock.epochs)[1:], np.diff(clock.iterations)
+    return np.diff(clock.ends["epoch"]), np.diff(clock.ends["iteration"])
 
 
 def evaluation(training, obs_dim: int, action_dim: int) -> Callable:

@@ -16,7 +16,8 @@ import report
 BENCHMARK = ROOT / "benchmark"
 FILES = sorted(path for path in (BENCHMARK / "results").glob("*.csv"))
 OWN = [path for path in FILES if "-sbx-" in path.stem or path.stem == "hopper-mini-v2"]
-PAGES = {name: (BENCHMARK / f"{name}.md").read_text(encoding="utf-8") for name in ("results", "paper_length", "adversary")}
+NAMES = ("results", "paper_length", "adversary", "resampled")
+PAGES = {name: (BENCHMARK / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 LENGTH = BENCHMARK / "results" / "paper_length"
 RAMBO = "RAMBO, k = 5, λ = 0.0003, JAX"
 LONGER = "RAMBO, k = 20, λ = {}, rollout_batch_size 12500, JAX"
@@ -83,12 +84,15 @@ def test_the_commands_in_paper_length_md_make_its_tables_and_figures_again(tmp_p
     assert same_picture("falls.png", tmp_path)
 
 
-def test_the_command_in_runaway_values_md_makes_its_table_and_figure_again(tmp_path):
-    result = run_script(BENCHMARK / "runaway_values.py", "--figure", tmp_path / "runaway_values.png")
+def test_the_readmes_command_makes_its_table_and_the_figures_of_the_resampled_datasets_again(tmp_path):
+    result = run_script(BENCHMARK / "resampled.py", "--figures", tmp_path)
     assert result.returncode == 0, result.stderr
-    page = (BENCHMARK / "runaway_values.md").read_text(encoding="utf-8")
-    assert f"<!-- passing runs -->\n\n{result.stdout.strip()}\n\n<!-- end -->" in page
-    assert same_picture("runaway_values.png", tmp_path)
+    assert f"\n\n{result.stdout.strip()}\n\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(same_picture(name, tmp_path) for name in ("resampled.png", "runaway_values.png"))
+
+
+def test_the_command_in_resampled_md_makes_its_tables_again(tmp_path, monkeypatch):
+    make_again("resampled", tmp_path, monkeypatch, r"(?m)^python (benchmark/report.py .* --tables .*)$")
 
 
 def test_every_file_of_our_own_datasets_is_on_the_page():
@@ -98,7 +102,7 @@ def test_every_file_of_our_own_datasets_is_on_the_page():
 
 def test_a_file_is_complete(subtests):
     """Every iteration of a finished run has a row; the arguments are those of the dataset."""
-    for path in FILES:
+    for path in [*FILES, *sorted((BENCHMARK / "results" / "resampled").glob("*.csv"))]:
         with subtests.test(path=str(path)):
             with path.open(encoding="utf-8", newline="") as file:
                 count = len({(row["method"], row["seed"]) for row in csv.DictReader(file)})

@@ -50,7 +50,7 @@ def test_the_arithmetic_is_what_torch_counts():
     adam = {"actor": agent.actor.parameters(), "critic": agent.critic.parameters(), "alpha": [agent.log_alpha]}
     optimizers = {name: torch.optim.Adam(parameters) for name, parameters in adam.items()}
     rows, size = torch.rand(1000, 27), args.batch_size
-    batch, never = rambo.split_rows(rows[:size], 11), lambda x: x[..., 0] > 1e9
+    batch, never = rambo.split_rows(rows[:size], 11), lambda rewards, x: (rewards, x[..., 0] > 1e9)
     members = rambo.split_rows(rows[:size].expand(args.num_elites, size, 27), 11)
     draws = torch.randint(args.num_elites, (size,)), torch.randn(size, 15)
     model = torch.optim.Adam(dynamics.parameters())
