@@ -320,10 +320,9 @@ def pretrain_dynamics(
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
     best_errors = torch.full((args.num_models,), math.inf, device=device)  # the first epoch always improves
     best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
-    first_epoch, epochs_since_improvement = 0, 0
     parts, best = (dynamics, optimizer), (best_errors, *best_weights)
-    if run and args.resume:
-        first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt")
+    resume = run and args.resume
+    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt") if resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
     bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
     for epoch in epochs:
@@ -360,9 +359,8 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     both = concatenate([dataset.observations, dataset.next_observations])
     low, high = both.amin(0), both.amax(0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
-    most = 10 + 1e-4 * len(both)
-    low = where((both == low).sum(0) > most, -math.inf, low)
-    high = where((both == high).sum(0) > most, math.inf, high)
+    low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
+    high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -464,19 +462,6 @@ def update_agent(
     return {name: value.detach() for name, value in metrics.items()}
 
 
-def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
-    """Warm-starts the policy by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
-    optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
-    for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
-        for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
-            batch = split_rows(rows[indices], obs_dim)
-            pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-            loss = -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
 # ALGO LOGIC: RAMBO, the adversarial model update
 def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
@@ -562,13 +547,6 @@ def update_model(
     optimizer.step()
     observations = where(terminals[..., None], restarts, next_observations)
     return observations, metrics | {"model/grad_norm": grad_norm}
-
-
-def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
-    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
-    values = torch.stack(history)
-    columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
-    return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
 
 def main(args: Args) -> dict:
@@ -715,6 +693,27 @@ def main(args: Args) -> dict:
     if args.capture_video:
         record_video(args, NumpyAgent(to_numpy(agent), dataset.obs_mean, dataset.obs_std), run.folder)
     return result
+
+
+# What main needs beside the algorithm
+def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
+    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
+    values = torch.stack(history)
+    columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
+    return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
+
+
+def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
+    """Warm-starts the policy by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
+    optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
+    for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
+        for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
+            batch = split_rows(rows[indices], obs_dim)
+            pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
+            loss = -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
 
 class CudaGraph:

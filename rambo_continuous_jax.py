@@ -388,9 +388,8 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     both = concatenate([dataset.observations, dataset.next_observations])
     low, high = both.min(0), both.max(0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
-    most = 10 + 1e-4 * len(both)
-    low = where((both == low).sum(0) > most, -math.inf, low)
-    high = where((both == high).sum(0) > most, math.inf, high)
+    low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
+    high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -485,26 +484,6 @@ def update_agent(
     }
     optimizers = optimizers | {"actor": actor_optimizer, "critic": critic_optimizer, "alpha": alpha_optimizer}
     return Agent(actor, critic, target_critic, log_alpha), optimizers, metrics
-
-
-def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
-    """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
-
-    def loss(actor: Actor, batch: Batch) -> Tensor:
-        pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-        return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
-
-    def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
-        def update(carry: tuple, indices: Tensor) -> tuple:
-            gradients = jax.grad(loss)(carry[0], split_rows(rows[indices], obs_dim))
-            return adam_step(*carry, gradients, args.policy_lr)
-
-        return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
-
-    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
-    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
-        state = epoch(state, fold_in(keys, i), rows)
-    return state[0]
 
 
 # ALGO LOGIC: RAMBO, the adversarial model update
@@ -786,7 +765,27 @@ def main(args: Args) -> list[dict]:
     return results
 
 
-# Several seeds and files
+# What main needs beside the algorithm
+def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
+    """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
+
+    def loss(actor: Actor, batch: Batch) -> Tensor:
+        pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
+        return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
+
+    def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
+        def update(carry: tuple, indices: Tensor) -> tuple:
+            gradients = jax.grad(loss)(carry[0], split_rows(rows[indices], obs_dim))
+            return adam_step(*carry, gradients, args.policy_lr)
+
+        return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
+
+    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
+    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
+        state = epoch(state, fold_in(keys, i), rows)
+    return state[0]
+
+
 fold_in = jax.vmap(jax.random.fold_in, (0, None))  # the keys of all seeds
 
 
