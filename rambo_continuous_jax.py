@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
     sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
-import argparse
 import csv
 import difflib
 import errno
@@ -691,7 +690,7 @@ def main(args: Args) -> list[dict]:
     device, problems = jax.devices()[0].device_kind, []
     runs = dict(enumerate(Run(seed_args, dataset, device) for seed_args in split_seeds(args)))
     if not args.resume:
-        runs[0].save_json("seeds.json", [run.folder.name for run in runs.values()])
+        write_json(runs[0].folder / "seeds.json", [run.folder.name for run in runs.values()])
 
     def for_each_run(step: Callable) -> None:
         for i, run in list(runs.items()):
@@ -847,7 +846,7 @@ def from_numpy(arrays: dict[str, np.ndarray], tree):
 
 
 def load_arrays(path: str, tree, dataset: "Dataset"):
-    """A tree like this one from a file of RunFolder.save_arrays. Raises InputError."""
+    """A tree like this one from a file of Run.save_arrays. Raises InputError."""
     with explain(f"--load-model {path} cannot be loaded into this run"):
         return from_numpy(read_arrays(path, dataset), tree)
 
@@ -855,7 +854,7 @@ def load_arrays(path: str, tree, dataset: "Dataset"):
 def save_pretraining(run: "Run", epoch: int, state: tuple) -> None:
     """The pretraining of all seeds, in the folder of the first; save_checkpoint takes its place."""
     arrays = run.state(0) | to_numpy(state) | {"epoch": epoch}
-    run.save("pretraining.npz", lambda file: np.savez(file, **arrays))
+    write_file(run.folder / "pretraining.npz", lambda file: np.savez(file, **arrays))
 
 
 def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
@@ -871,7 +870,7 @@ def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -
     arrays = run.state(iteration) | to_numpy(state)
     if not args.checkpoint_buffer:
         del arrays["buffer"]
-    run.save("checkpoint.npz", lambda file: np.savez(file, **arrays))
+    write_file(run.folder / "checkpoint.npz", lambda file: np.savez(file, **arrays))
     (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
@@ -950,20 +949,14 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def plain_flags(argv: list[str]) -> list[str]:
     """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag; a flag that is gone goes."""
-    gone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    gone.add_argument("--checkpoint-interval", "--checkpoint_interval")
-    ignored, argv = gone.parse_known_args(argv)
-    if ignored.checkpoint_interval:
+    text = "\0".join(["", *argv, ""])
+    text, gone = re.subn(r"\0--checkpoint[-_]interval[=\0][^\0]*", "", text)
+    if gone:
         print("warning: --checkpoint-interval is ignored, checkpoints are written every --checkpoint-minutes")
-    switches, words = {flag_of(name) for name, value in vars(Args()).items() if isinstance(value, bool)}, []
-    for word in argv:
-        if word.lower() in ("true", "false") and words and flag_of(words[-1].removeprefix("--")) in switches:
-            word = f"{words.pop()}={word}"
-        flag, _, value = word.partition("=")
-        if value.lower() in ("true", "false") and flag_of(flag.removeprefix("--")) in switches:
-            word = flag if value.lower() == "true" else flag.replace("--", "--no-", 1)
-        words.append(word)
-    return words
+    switches = "|".join(name.replace("_", "[-_]") for name, value in vars(Args()).items() if isinstance(value, bool))
+    text = re.sub(rf"\0--({switches})[=\0]true(?=\0)", r"\0--\1", text, flags=re.I)
+    text = re.sub(rf"\0--({switches})[=\0]false(?=\0)", r"\0--no-\1", text, flags=re.I)
+    return text.split("\0")[1:-1]
 
 
 def read_args(folder: Path) -> Args:
@@ -1160,13 +1153,11 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         path = find_dataset(env_id, dataset_path)
         data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
-    if n < 20:
-        raise InputError(f"{path} holds {n} transitions: too few to learn from")
     widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
     for key in data:
         with explain(f"{path}: {key} of {data[key].dtype} cannot be read as numbers"), np.errstate(over="ignore"):
-            column = data[key].reshape(len(data[key]), -1)  # [N] becomes [N, 1]
-            column = column.astype(np.promote_types(column.dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = data[key].astype(np.promote_types(data[key].dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = column.reshape(len(column), math.prod(column.shape[1:]))  # [N] becomes [N, 1]
             finite = np.isfinite(column.astype(np.float32, copy=False))
         if column.shape != (n, widths.get(key, 1)):
             raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
@@ -1449,8 +1440,9 @@ CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs woul
 
 def how_to_go_on() -> str:
     """For the last line of a run that something outside has ended."""
-    going_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
-    return (going_on or ["there is no checkpoint yet to go on from"])[0]
+    for folder, iteration in CHECKPOINTS.items():
+        return f"--resume {folder} goes on from iteration {iteration}"
+    return "there is no checkpoint yet to go on from"
 
 
 def lock_file(path: str | Path, **options) -> ExitStack:
@@ -1470,15 +1462,31 @@ def new_folder(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
     Path("runs").mkdir(exist_ok=True)
     for seconds in itertools.count(int(time.time())):
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}"
-        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}")
         with suppress(FileExistsError):
             folder.mkdir()
             return folder
 
 
+def write_file(path: Path, write: Callable) -> None:
+    """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with explain(f"{path} cannot be written"), temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict | list) -> None:
+    write_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
+
+
 def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of RunFolder.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
+    """The arrays of Run.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     if str(arrays["fingerprint"]) != dataset.fingerprint:
@@ -1489,80 +1497,22 @@ def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def start_wandb(args: Args, folder: Path) -> None:
-    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    """Logs to Weights and Biases, too; a resumed run goes on under its id."""
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
     where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
-    if args.track:
-        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
-            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
-
-
-class RunFolder:
-    """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
-
-    def __init__(self, args: Args, dataset: Dataset, device: str):
-        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
-        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
-            self.folder = Path(args.resume) if args.resume else new_folder(args)
-        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
-        with explain(f"no run can be kept in {self.folder}", advice):
-            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
-        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
-        self.arguments = vars(args) | {"resume": None, "device": device}
-        if not args.resume:
-            self.save_json("args.json", self.arguments)
-        try:
-            start_wandb(args, self.folder)
-        except InputError:
-            self.lock.close()
-            if not args.resume:
-                shutil.rmtree(self.folder)
-            raise
-        print(f"Run folder: {self.folder}, training on {device}")
-
-    def save(self, name: str, write: Callable) -> None:
-        """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with explain(f"{self.folder / name} cannot be written"), temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def save_json(self, name: str, values: dict | list) -> None:
-        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
-
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
-        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
-        self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
-
-    def checkpoint_is_due(self, now: bool = False) -> bool:
-        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
-        minutes = (time.monotonic() - self.checkpoint_time) / 60
-        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
-
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
-        if str(checkpoint["settings"]) != self.settings:
-            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
+    with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+        importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
 
 
 class Tables:
-    """metrics.csv, evaluations.csv, and both for TensorBoard."""
+    """metrics.csv and evaluations.csv in a run folder, and both for TensorBoard."""
 
     names = "metrics.csv", "evaluations.csv"
 
-    def __init__(self, run: RunFolder):
-        self.run, self.folder, self.iteration = run, run.folder, None  # the iteration that a resumed run goes on from
+    def __init__(self, folder: Path, args: Args):
+        self.folder, self.args, self.iteration = folder, args, None  # the iteration that a resumed run goes on from
         for name in self.names:
-            (self.folder / name).touch()
+            (folder / name).touch()
 
     @cached_property
     def writer(self) -> tensorboardX.SummaryWriter:
@@ -1574,15 +1524,9 @@ class Tables:
         except OSError as error:  # its queue needs /dev/shm
             print(f"warning: no events for TensorBoard can be written ({error})")
             writer = tensorboardX.SummaryWriter(write_to_disk=False)
-        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.run.args).items())
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        for row in self.rows("metrics.csv")[-1:] if self.iteration else []:  # purged with the evaluation to be made again
-            self.add_scalars(writer, self.iteration, {name: float(value) for name, value in row.items()})
         return writer
-
-    def add_scalars(self, writer: tensorboardX.SummaryWriter, iteration: int, metrics: dict) -> None:
-        for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
-            writer.add_scalar(name, metrics[name], iteration)
 
     def add(self, name: str, iteration: int, metrics: dict) -> None:
         """Appends a row to a CSV file, and its numbers to TensorBoard's events."""
@@ -1591,21 +1535,86 @@ class Tables:
             if file.tell() == 0:
                 table.writeheader()
             table.writerow({"iteration": iteration} | metrics)
-        self.add_scalars(self.writer, iteration, metrics)
+        self.add_scalars(iteration, metrics)
+
+    def add_scalars(self, iteration: int, metrics: dict) -> None:
+        for name, value in metrics.items():
+            if "/" in name and not math.isnan(float(value)):
+                self.writer.add_scalar(name, float(value), iteration)
 
     def rows(self, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader((self.folder / name).read_text(encoding="utf-8").splitlines()))
-
-    def texts(self) -> dict[str, str]:
-        """Both files, for a checkpoint."""
-        self.writer.flush()
-        return {name: (self.folder / name).read_text(encoding="utf-8") for name in self.names}
 
     def go_back(self, iteration: int, texts: dict) -> None:
         """To what they were at a checkpoint: what came after it is forgotten."""
         self.iteration = iteration
         for name in self.names:
-            self.run.save(name, lambda file, name=name: file.write(str(texts[name]).encode()))
+            write_file(self.folder / name, lambda file, name=name: file.write(str(texts[name]).encode()))
+        for row in self.rows("metrics.csv")[-1:]:  # TensorBoard forgets it with the evaluation that is made again
+            self.add_scalars(iteration, row)
+
+
+class RunFolder:
+    """runs/{run_name}/, in which one process at a time trains: its lock, args.json, tables, arrays and checkpoints."""
+
+    def __init__(self, args: Args, dataset: Dataset, device: str):
+        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
+            self.folder = Path(args.resume) if args.resume else new_folder(args)
+        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
+        with explain(f"no run can be kept in {self.folder}", advice):
+            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
+        try:
+            if args.track:
+                start_wandb(args, self.folder)
+        except InputError:
+            self.lock.close()
+            if not args.resume:
+                shutil.rmtree(self.folder)
+            raise
+        print(f"Run folder: {self.folder}, training on {device}")
+        self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.monotonic()
+        self.checkpoint_time, self.arguments = self.start_time, vars(args) | {"resume": None, "device": device}
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.tables = Tables(self.folder, args)
+        self.evaluations = Evaluations(args, self.tables)
+        if not args.resume:
+            write_json(self.folder / "args.json", self.arguments)
+
+    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
+        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
+        write_file(self.folder / name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
+
+    def state(self, iteration: int) -> dict:
+        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
+        self.checkpoint_time = time.monotonic()
+        self.evaluations.collect(0)
+        self.tables.writer.flush()
+        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
+        texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
+        return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
+
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises InputError if this run cannot go on from there."""
+        if str(checkpoint["settings"]) != self.settings:
+            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
+
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten."""
+        self.check_checkpoint(checkpoint)
+        (self.folder / "result.json").unlink(missing_ok=True)
+        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.start_time = time.monotonic() - float(checkpoint["seconds"])
+        self.tables.go_back(self.iteration, checkpoint)
+        write_json(self.folder / "args.json", self.arguments)
 
 
 def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
@@ -1616,64 +1625,22 @@ def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float
     return mean_q * (1 - gamma) / float(bound or 1)
 
 
-def warn_of_values(iteration: int, mean_q: float) -> None:
-    side = f"the mean Q, {mean_q:.0f}, is {'more' if mean_q > 0 else 'less'} than the dataset's rewards allow."
-    advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-    tqdm.write(f"warning: in iteration {iteration} {side} {advice}")
-
-
-def summarize_run(args: Args, status: str, score_name: str, rows: list[dict[str, str]]) -> dict:
-    """result.json from the rows of evaluations.csv, printed if the run has finished."""
-    result = {"status": status, "score": score_name, "iteration": None, "last": None, "mean_of_last_10": None}
-    if scores := [float(row[score_name]) for row in rows]:
-        iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
-        result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
-    if scores and status == "finished":
-        print(f"Seed {args.seed}, mean of the last {len(scores[-10:])} evaluations: {score_name} {mean:.1f}")
-        print(f"Seed {args.seed}, iteration {iteration}: {score_name} {last:.1f} (mean of {args.eval_episodes} episodes)")
-    return result
-
-
-def progress(runs: Iterable["Run"], mean_q: float) -> str:
-    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
-    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
-    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
-    return f"{text}Q={mean_q:.0f}"
-
-
 class Run(RunFolder):
     """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
         super().__init__(args, dataset, device)
-        self.iteration, self.start_time, self.warned, self.tables = 0, time.monotonic(), False, Tables(self)
-        self.evaluations = Evaluations(args, self.tables)
-        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
-
-    def state(self, iteration: int) -> dict:
-        """What a checkpoint holds of the run, whose evaluations under way are waited for."""
-        self.checkpoint_time = time.monotonic()
-        self.evaluations.collect(0)
-        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
-        return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
-
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
-        (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
-        self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(self.iteration, checkpoint)
-        self.save_json("args.json", self.arguments)
+        self.rewards, self.warned = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy(), False
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        if "losses/qf_values" in metrics:
-            ratio = value_bound_ratio(metrics["losses/qf_values"], self.rewards, self.args.gamma)
-            metrics["losses/value_bound_ratio"] = ratio
-            if abs(ratio) > 1 and not self.warned:
-                self.warned = True
-                warn_of_values(iteration, metrics["losses/qf_values"])
+        mean_q = metrics["losses/qf_values"]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, self.rewards, self.args.gamma)
+        if abs(ratio) > 1 and not self.warned:
+            self.warned, side = True, "more" if mean_q > 0 else "less"
+            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+            text = f"the mean Q, {mean_q:.0f}, is {side} than the dataset's rewards allow. {advice}"
+            tqdm.write(f"warning: in iteration {iteration} {text}")
         self.tables.add("metrics.csv", iteration, metrics)
         self.check(iteration, metrics)
         self.evaluations.collect()
@@ -1695,12 +1662,26 @@ class Run(RunFolder):
     def finish(self, status: str = "finished") -> dict:
         """Writes result.json, prints the scores and returns them with the folder."""
         self.evaluations.collect(0)
-        result = summarize_run(self.args, status, self.evaluations.score_name, self.tables.rows("evaluations.csv"))
-        self.save_json("result.json", result)
+        rows, name, of = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
+        result = {"status": status, "score": name, "iteration": None, "last": None, "mean_of_last_10": None}
+        if scores := [float(row[name]) for row in rows]:
+            iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
+            result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
+        if scores and status == "finished":
+            print(f"{of}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
+            print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
+        write_json(self.folder / "result.json", result)
         self.tables.writer.close()
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
         return result | {"folder": str(self.folder)}
+
+
+def progress(runs: Iterable[Run], mean_q: float) -> str:
+    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
+    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
+    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
+    return f"{text}Q={mean_q:.0f}"
 
 
 if __name__ == "__main__":
