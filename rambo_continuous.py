@@ -41,7 +41,7 @@ import torch
 import torch.nn as nn
 import tyro
 from filelock import FileLock, Timeout
-from torch import Tensor, amin, arctanh, broadcast_to, clip, concatenate, exp, log, logsumexp, tanh, where
+from torch import Tensor, amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, logsumexp, tanh, where
 from torch.nn.functional import relu, silu, softplus
 from tqdm import tqdm
 
@@ -265,6 +265,12 @@ class Dynamics(nn.Module):
             layer.bias = nn.Parameter(layer.bias[members])
 
 
+def adam_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 # ALGO LOGIC: model learning
 def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
@@ -294,9 +300,7 @@ def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def pretrain_dynamics(
-    dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
-) -> Tensor:
+def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None) -> Tensor:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges. A run
@@ -310,10 +314,7 @@ def pretrain_dynamics(
     loss_function = torch.compile(pretraining_loss) if args.compile else pretraining_loss
 
     def update(indices: Tensor) -> None:
-        loss = loss_function(dynamics, split_rows(train_rows[indices], obs_dim))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        adam_step(optimizer, loss_function(dynamics, split_rows(train_rows[indices], obs_dim)))
 
     update = capture(update, args, device)
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
@@ -356,7 +357,7 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
     """
     both = concatenate([dataset.observations, dataset.next_observations])
-    low, high = both.amin(0), both.amax(0)
+    low, high = amin(both, 0), amax(both, 0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
@@ -430,23 +431,17 @@ def update_agent(
 ) -> dict[str, Tensor]:  # fmt: skip
     """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics; and its metrics."""
     qf_loss, values = critic_loss(agent, batch, noise[0], args.gamma)
-    optimizers["critic"].zero_grad()
-    qf_loss.backward()
-    optimizers["critic"].step()
+    adam_step(optimizers["critic"], qf_loss)
 
     agent.critic.requires_grad_(False)  # the critics get no gradient from this loss
     policy_loss, log_probs = actor_loss(agent, batch.observations, noise[1])
-    optimizers["actor"].zero_grad()
-    policy_loss.backward()
-    optimizers["actor"].step()
+    adam_step(optimizers["actor"], policy_loss)
     agent.critic.requires_grad_(True)
 
     alpha, target_entropy = exp(agent.log_alpha.detach()), -batch.actions.shape[-1]
     alpha_loss = -(agent.log_alpha * (log_probs.detach() + target_entropy)).mean()
     if args.autotune:
-        optimizers["alpha"].zero_grad()
-        alpha_loss.backward()
-        optimizers["alpha"].step()
+        adam_step(optimizers["alpha"], alpha_loss)
 
     torch._foreach_lerp_(list(agent.target_critic.parameters()), [p.data for p in agent.critic.parameters()], args.tau)
     metrics = {
@@ -496,10 +491,9 @@ def model_loss(
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
     the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    batch_size = len(observations)
-    action_noise, model_noise = noise.split([real.actions.shape[-1], noise.shape[-1] - real.actions.shape[-1]], -1)
+    batch_size, action_dim = len(observations), real.actions.shape[-1]
     with torch.no_grad():
-        actions, _ = sample_action(agent.actor, observations, action_noise)
+        actions, _ = sample_action(agent.actor, observations, noise[:, :action_dim])
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
     both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
     both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
@@ -508,7 +502,7 @@ def model_loss(
     log_var, real_log_var = both_log_vars.split(batch_size, 1)
 
     rows = torch.arange(batch_size, device=mean.device)
-    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * noise[:, action_dim:]
     sample = sample.detach()  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
     rewards, terminals = end_step(sample[:, -1], next_observations)
@@ -540,10 +534,8 @@ def update_model(
     loss, next_observations, terminals, metrics = model_loss(
         dynamics, agent, observations, real, elites, noise, end_step, args
     )
-    optimizer.zero_grad()
-    loss.backward()
+    adam_step(optimizer, loss)
     grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in dynamics.parameters()])
-    optimizer.step()
     observations = where(terminals[..., None], restarts, next_observations)
     return observations, metrics | {"model/grad_norm": grad_norm}
 
@@ -709,10 +701,7 @@ def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> Non
         for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
             batch = split_rows(rows[indices], obs_dim)
             pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-            loss = -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            adam_step(optimizer, -squashed_log_prob(*actor(batch.observations), pre_tanh).mean())
 
 
 class CudaGraph:
@@ -752,9 +741,7 @@ def capture(function: Callable, args: Args, device: torch.device) -> Callable:
     return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
 
 
-def save_checkpoint(
-    run: "Run", iteration: int, parts: tuple, tensors: tuple, name: str = "checkpoint.pt", progress: tuple = ()
-) -> None:
+def save_checkpoint(run: "Run", iteration: int, parts: tuple, tensors: tuple, name="checkpoint.pt", progress=()) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
@@ -788,9 +775,13 @@ def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_arrays(path: str, module: nn.Module, dataset: "Dataset") -> None:
-    """Fills the module from a file of Run.save_arrays. Raises InputError."""
-    with explain(f"--load-model {path} cannot be loaded into this run"):
-        arrays = read_arrays(path, dataset)
+    """Fills the module from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
+    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if str(arrays["fingerprint"]) != dataset.fingerprint:
+            raise InputError(f"{path} was trained on another dataset")
+        if arrays.get("adv_weight", 0) > 0:
+            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
         module.load_state_dict({name: torch.as_tensor(arrays[name]) for name in module.state_dict()})
 
 
@@ -965,10 +956,9 @@ def download_d4rl(env_id: str, path: Path) -> None:
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
-            with part.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                    part.replace(path)
-                    return
+            if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
+                part.replace(path)
+                return
             problem = "wrong checksum"
             part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
@@ -1005,10 +995,8 @@ def read_minari(dataset) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
-    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file.
-
-    Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
-    """
+    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
+    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1126,11 +1114,8 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
-    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
-
-    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
-    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
-    """
+    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0): until 2.1.2 made
+    the inertia of capsules exact, a capsule weighed as a solid cylinder of length 2h + r. See tests/test_environment.py."""
     model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
     for geom in spec.geoms:
         if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
@@ -1141,7 +1126,7 @@ def restore_d4rl_physics(env: gym.Env) -> None:
     cylinders = spec.compile()  # MuJoCo weighs them
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, name)[:] = getattr(cylinders, name)
-    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
+    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):  # adds two margins, took the larger
         model.geom_margin *= 0.5
     mujoco.mj_setConst(model, env.unwrapped.data)
 
@@ -1167,8 +1152,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
         env.close()
         raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
-    # An episode that never ends would hang the evaluation
-    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
+    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)  # an evaluation must end
 
 
 def termination_rule(env: gym.Env) -> Callable:
@@ -1280,8 +1264,7 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does, however that
-    ends."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
@@ -1335,13 +1318,6 @@ class Evaluations:
 CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs would go on from
 
 
-def how_to_go_on() -> str:
-    """For the last line of a run that something outside has ended."""
-    for folder, iteration in CHECKPOINTS.items():
-        return f"--resume {folder} goes on from iteration {iteration}"
-    return "there is no checkpoint yet to go on from"
-
-
 def lock_file(path: str | Path, **options) -> ExitStack:
     """Holds a lock until closed; where the file system has none, it says so. Raises filelock.Timeout."""
     lock, held = FileLock(path, **options), ExitStack()
@@ -1380,17 +1356,6 @@ def write_file(path: Path, write: Callable) -> None:
 
 def write_json(path: Path, values: dict | list) -> None:
     write_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
-
-
-def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of Run.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    if str(arrays["fingerprint"]) != dataset.fingerprint:
-        raise InputError(f"{path} was trained on another dataset")
-    if arrays.get("adv_weight", 0) > 0:
-        raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
-    return arrays
 
 
 def start_wandb(args: Args, folder: Path) -> None:
@@ -1515,9 +1480,8 @@ class RunFolder:
 
 
 def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
-    """The mean Q over the largest value that the dataset's rewards allow, r_max / (1 - gamma); below 0 over the smallest,
-    and negative. Where rewards have one sign alone, their largest size is the scale for both."""
-    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
+    """The mean Q over the largest value that the rewards allow, r_max / (1 - gamma); below 0 over the smallest's size."""
+    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)  # of one sign alone, the only scale is that of both
     bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
     return mean_q * (1 - gamma) / float(bound or 1)
 
@@ -1525,14 +1489,12 @@ def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float
 class Run(RunFolder):
     """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
 
-    def __init__(self, args: Args, dataset: Dataset, device: str):
-        super().__init__(args, dataset, device)
-        self.rewards, self.warned = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy(), False
+    warned = False  # of values that run away
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        mean_q = metrics["losses/qf_values"]
-        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, self.rewards, self.args.gamma)
+        mean_q, rewards = metrics["losses/qf_values"], self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, rewards, self.args.gamma)
         if abs(ratio) > 1 and not self.warned:
             self.warned, side = True, "more" if mean_q > 0 else "less"
             advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
@@ -1588,15 +1550,13 @@ if __name__ == "__main__":
     sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
-        message, code = f"error: nobody reads the output any more: {how_to_go_on()}", 1
-    except (InputError, OSError) as problem:
-        message, code = f"error: {problem}", 1
-    except Diverged as problem:
-        message, code = f"error: {problem}", 3
-    except KeyboardInterrupt:
-        message, code = f"interrupted: {how_to_go_on()}", 1
+    except (BrokenPipeError, KeyboardInterrupt) as end:
+        what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
+        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
+        sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
+    except (InputError, OSError, Diverged) as problem:
+        message, code = f"error: {problem}", 3 if isinstance(problem, Diverged) else 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

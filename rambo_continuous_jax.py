@@ -45,7 +45,7 @@ from filelock import FileLock, Timeout
 from flax import nnx
 from jax import Array as Tensor
 from jax.nn import logsumexp, relu, silu, softplus
-from jax.numpy import amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
+from jax.numpy import amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -363,16 +363,17 @@ def pretrain_dynamics(
         return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
     state, first_epoch = load_pretraining(run, state) if run and args.resume else (state, 0)
-    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=args.model_max_pretrain_epochs)
-    for i in range(first_epoch, args.model_max_pretrain_epochs):
+    epochs = range(first_epoch, args.model_max_pretrain_epochs)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
+    for i in epochs:
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
-        (best_errors, _), patience = state[2], state[3].min()
+        (best_errors, _), epochs_since_improvement = state[2], state[3].min()
         bar.update()
-        bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{patience}/10")
-        if patience > 10:
+        bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
+        if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_pretraining(run, i + 1, state)
+            save_checkpoint(run, 0, state, "pretraining.npz", epoch=i + 1)
     bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
     return dynamics, best_errors
@@ -385,7 +386,7 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
     """
     both = concatenate([dataset.observations, dataset.next_observations])
-    low, high = both.min(0), both.max(0)
+    low, high = amin(both, 0), amax(both, 0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
@@ -519,9 +520,8 @@ def model_loss(
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
     the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    batch_size = len(observations)
-    action_noise, model_noise = jnp.split(noise, [real.actions.shape[-1]], -1)
-    actions, _ = sample_action(agent.actor, observations, action_noise)
+    batch_size, action_dim = len(observations), real.actions.shape[-1]
+    actions, _ = sample_action(agent.actor, observations, noise[:, :action_dim])
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
     both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
     both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
@@ -530,7 +530,7 @@ def model_loss(
     log_var, real_log_var = jnp.split(both_log_vars, [batch_size], 1)
 
     rows = jnp.arange(batch_size)
-    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * noise[:, action_dim:]
     sample = jax.lax.stop_gradient(sample)  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
     rewards, terminals = end_step(sample[:, -1], next_observations)
@@ -729,7 +729,7 @@ def main(args: Args) -> list[dict]:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
         if any([run.checkpoint_is_due(is_pretrained or is_last) for run in runs.values()]):
-            for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
+            for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i)))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
         if is_last:
@@ -813,15 +813,12 @@ def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
 
 def split_seeds(args: Args) -> list[Args]:
     """The arguments of each seed's run; --resume names the first one's folder, which lists those of the others."""
-    all_args = [replace(args, seed=args.seed + i, num_seeds=1) for i in range(args.num_seeds)]
+    folders = [args.resume] * args.num_seeds
     if args.resume and args.num_seeds > 1:
         with explain(f"--resume {args.resume}: not the first folder of {args.num_seeds} seeds"):
-            names = json.loads((Path(args.resume) / "seeds.json").read_text(encoding="utf-8"))[1 : args.num_seeds]
-            all_args[1:] = [
-                replace(seed_args, resume=str(Path(args.resume).with_name(name)))
-                for seed_args, name in zip(all_args[1:], names, strict=True)
-            ]
-    return all_args
+            names = json.loads((Path(args.resume) / "seeds.json").read_text(encoding="utf-8"))
+            folders[1:] = [str(Path(args.resume).with_name(names[i])) for i in range(1, args.num_seeds)]
+    return [replace(args, seed=args.seed + i, num_seeds=1, resume=folder) for i, folder in enumerate(folders)]
 
 
 def name_of(path: tuple) -> str:
@@ -846,32 +843,32 @@ def from_numpy(arrays: dict[str, np.ndarray], tree):
 
 
 def load_arrays(path: str, tree, dataset: "Dataset"):
-    """A tree like this one from a file of Run.save_arrays. Raises InputError."""
-    with explain(f"--load-model {path} cannot be loaded into this run"):
-        return from_numpy(read_arrays(path, dataset), tree)
+    """A tree from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
+    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if str(arrays["fingerprint"]) != dataset.fingerprint:
+            raise InputError(f"{path} was trained on another dataset")
+        if arrays.get("adv_weight", 0) > 0:
+            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
+        return from_numpy(arrays, tree)
 
 
-def save_pretraining(run: "Run", epoch: int, state: tuple) -> None:
-    """The pretraining of all seeds, in the folder of the first; save_checkpoint takes its place."""
-    arrays = run.state(0) | to_numpy(state) | {"epoch": epoch}
-    write_file(run.folder / "pretraining.npz", lambda file: np.savez(file, **arrays))
+def save_checkpoint(run: "Run", iteration: int, state: tuple, name: str = "checkpoint.npz", **progress: int) -> None:
+    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
+    checkpoint = run.state(iteration) | to_numpy(state) | progress
+    if not run.args.checkpoint_buffer:
+        checkpoint.pop("buffer", None)
+    write_file(run.folder / name, lambda file: np.savez(file, **checkpoint))
+    if name == "checkpoint.npz":
+        (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
 def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
-    """The state of save_pretraining, shaped like this one, and how many epochs are done. Raises InputError."""
+    """The state of save_checkpoint, shaped like this one, and how many epochs are done. Raises InputError."""
     with explain(f"--resume {run.folder}: no usable pretraining.npz there"), np.load(run.folder / "pretraining.npz") as file:
         checkpoint = dict(file)
         run.go_on(checkpoint)
         return from_numpy(checkpoint, state), int(checkpoint["epoch"])
-
-
-def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -> None:
-    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
-    arrays = run.state(iteration) | to_numpy(state)
-    if not args.checkpoint_buffer:
-        del arrays["buffer"]
-    write_file(run.folder / "checkpoint.npz", lambda file: np.savez(file, **arrays))
-    (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
 def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end_step: Callable, args: Args):
@@ -1068,10 +1065,9 @@ def download_d4rl(env_id: str, path: Path) -> None:
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
-            with part.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                    part.replace(path)
-                    return
+            if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
+                part.replace(path)
+                return
             problem = "wrong checksum"
             part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
@@ -1108,10 +1104,8 @@ def read_minari(dataset) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
-    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file.
-
-    Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
-    """
+    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
+    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1229,11 +1223,8 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
-    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
-
-    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
-    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
-    """
+    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0): until 2.1.2 made
+    the inertia of capsules exact, a capsule weighed as a solid cylinder of length 2h + r. See tests/test_environment.py."""
     model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
     for geom in spec.geoms:
         if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
@@ -1244,7 +1235,7 @@ def restore_d4rl_physics(env: gym.Env) -> None:
     cylinders = spec.compile()  # MuJoCo weighs them
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, name)[:] = getattr(cylinders, name)
-    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
+    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):  # adds two margins, took the larger
         model.geom_margin *= 0.5
     mujoco.mj_setConst(model, env.unwrapped.data)
 
@@ -1270,8 +1261,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
         env.close()
         raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
-    # An episode that never ends would hang the evaluation
-    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
+    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)  # an evaluation must end
 
 
 def termination_rule(env: gym.Env) -> Callable:
@@ -1383,8 +1373,7 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does, however that
-    ends."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
@@ -1438,13 +1427,6 @@ class Evaluations:
 CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs would go on from
 
 
-def how_to_go_on() -> str:
-    """For the last line of a run that something outside has ended."""
-    for folder, iteration in CHECKPOINTS.items():
-        return f"--resume {folder} goes on from iteration {iteration}"
-    return "there is no checkpoint yet to go on from"
-
-
 def lock_file(path: str | Path, **options) -> ExitStack:
     """Holds a lock until closed; where the file system has none, it says so. Raises filelock.Timeout."""
     lock, held = FileLock(path, **options), ExitStack()
@@ -1483,17 +1465,6 @@ def write_file(path: Path, write: Callable) -> None:
 
 def write_json(path: Path, values: dict | list) -> None:
     write_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
-
-
-def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of Run.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    if str(arrays["fingerprint"]) != dataset.fingerprint:
-        raise InputError(f"{path} was trained on another dataset")
-    if arrays.get("adv_weight", 0) > 0:
-        raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
-    return arrays
 
 
 def start_wandb(args: Args, folder: Path) -> None:
@@ -1618,9 +1589,8 @@ class RunFolder:
 
 
 def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
-    """The mean Q over the largest value that the dataset's rewards allow, r_max / (1 - gamma); below 0 over the smallest,
-    and negative. Where rewards have one sign alone, their largest size is the scale for both."""
-    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
+    """The mean Q over the largest value that the rewards allow, r_max / (1 - gamma); below 0 over the smallest's size."""
+    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)  # of one sign alone, the only scale is that of both
     bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
     return mean_q * (1 - gamma) / float(bound or 1)
 
@@ -1628,14 +1598,12 @@ def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float
 class Run(RunFolder):
     """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
 
-    def __init__(self, args: Args, dataset: Dataset, device: str):
-        super().__init__(args, dataset, device)
-        self.rewards, self.warned = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy(), False
+    warned = False  # of values that run away
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        mean_q = metrics["losses/qf_values"]
-        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, self.rewards, self.args.gamma)
+        mean_q, rewards = metrics["losses/qf_values"], self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, rewards, self.args.gamma)
         if abs(ratio) > 1 and not self.warned:
             self.warned, side = True, "more" if mean_q > 0 else "less"
             advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
@@ -1691,15 +1659,13 @@ if __name__ == "__main__":
     sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
-        message, code = f"error: nobody reads the output any more: {how_to_go_on()}", 1
-    except (InputError, OSError) as problem:
-        message, code = f"error: {problem}", 1
-    except Diverged as problem:
-        message, code = f"error: {problem}", 3
-    except KeyboardInterrupt:
-        message, code = f"interrupted: {how_to_go_on()}", 1
+    except (BrokenPipeError, KeyboardInterrupt) as end:
+        what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
+        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
+        sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
+    except (InputError, OSError, Diverged) as problem:
+        message, code = f"error: {problem}", 3 if isinstance(problem, Diverged) else 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()
