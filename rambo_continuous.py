@@ -136,6 +136,10 @@ def sample_rows(rows: Tensor, *shape: int) -> Tensor:
 
 
 # ALGO LOGIC: networks
+LOG_STD_MIN, LOG_STD_MAX = -20, 2  # of the policy, before the tanh
+WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
+
+
 class BatchedLinear(nn.Module):
     """n linear layers side by side, one batched product: [n, B, in] -> [n, B, out]. Initialised like nn.Linear."""
 
@@ -163,9 +167,6 @@ class Critic(nn.Module):
         x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
-
-
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
 
 class Actor(nn.Module):
@@ -210,9 +211,6 @@ class Agent(nn.Module):
         self.target_critic = Critic(obs_dim, action_dim, n=num_critics).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)))
-
-
-WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
 
 
 class Dynamics(nn.Module):
@@ -306,7 +304,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges. A run
     keeps checkpoints.
     """
-    obs_dim, device = holdout.observations.shape[-1], train_rows.device
+    obs_dim = holdout.observations.shape[-1]
     dynamics.set_scales(split_rows(train_rows, obs_dim))
     if args.model_max_pretrain_epochs == 0:
         return holdout_errors(dynamics, holdout)
@@ -316,17 +314,17 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     def update(indices: Tensor) -> None:
         adam_step(optimizer, loss_function(dynamics, split_rows(train_rows[indices], obs_dim)))
 
-    update = capture(update, args, device)
-    bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
-    best_errors = torch.full((args.num_models,), math.inf, device=device)  # the first epoch always improves
+    update = CudaGraph(update) if args.cudagraphs and train_rows.is_cuda else update
+    bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=train_rows.device)
+    best_errors = torch.full((args.num_models,), math.inf, device=train_rows.device)  # the first epoch always improves
     best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
     parts, best = (dynamics, optimizer), (best_errors, *best_weights)
     resume = run and args.resume
     first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt") if resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
     bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
-    for epoch in epochs:
-        order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=device).argsort(1))  # reshuffled for each member
+    for i in epochs:
+        order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=bootstrap.device).argsort(1))  # reshuffled for each
         for indices in order.split(args.batch_size, dim=1):
             update(indices)
         errors = holdout_errors(dynamics, holdout)
@@ -342,7 +340,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_checkpoint(run, 0, parts, best, "pretraining.pt", (epoch + 1, epochs_since_improvement))
+            save_checkpoint(run, 0, parts, best, "pretraining.pt", (i + 1, epochs_since_improvement))
     bar.close()
     with torch.no_grad():
         for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
@@ -569,9 +567,9 @@ def main(args: Args) -> dict:
     resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
     pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
+    retained = args.rollout_retain_iterations if use_model else 0
     agent = Agent(obs_dim, action_dim, args.alpha, args.num_critics).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
-    retained = args.rollout_retain_iterations if use_model else 0
     buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)
 
     def add_rollouts(iteration: int) -> dict[str, Tensor]:
@@ -610,6 +608,7 @@ def main(args: Args) -> dict:
 
     # One update each, as functions of tensors of fixed shapes
     compiled = torch.compile if args.compile else lambda function: function
+    captured = CudaGraph if args.cudagraphs and device.type != "cpu" else lambda function: function
     sac_losses, adversary_loss = (compiled(critic_loss), compiled(actor_loss)), compiled(model_loss)
     model_rows = buffer.flatten(0, 1)
 
@@ -622,15 +621,16 @@ def main(args: Args) -> dict:
         model = agent, dynamics, optimizers["model"]
         return update_model(*model, observations, restarts, real, *draws, end_step, args, adversary_loss)
 
-    agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
+    agent_step, model_step = captured(agent_step), captured(model_step)
 
     # ALGO LOGIC: Algorithm 1
     num_updates, batch_size = args.updates_per_iteration, args.batch_size
     num_model_updates = args.model_updates_per_iteration or num_updates
     num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
-    bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
-    for iteration in range(run.iteration, args.total_iterations + 1):
+    first_iteration = run.iteration
+    bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
+    for iteration in range(first_iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
         if run.checkpoint_is_due(is_pretrained or is_last):
@@ -705,10 +705,7 @@ def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> Non
 
 
 class CudaGraph:
-    """Replays a function of tensors of fixed shapes as one CUDA graph; calls with other shapes run as they are.
-
-    Each replay writes its results over those of the last one.
-    """
+    """Replays a function of tensors of fixed shapes as one CUDA graph, over the last results; other shapes run as they are."""
 
     stream = None  # one for the warm-up and capture of all graphs: gradients are summed on the stream that made them
 
@@ -736,9 +733,19 @@ class CudaGraph:
         return self.outputs
 
 
-def capture(function: Callable, args: Args, device: torch.device) -> Callable:
-    """The same function, on a GPU as a CUDA graph (--cudagraphs)."""
-    return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
+def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+
+
+def load_arrays(path: str, module: nn.Module, dataset: "Dataset") -> None:
+    """Fills the module from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
+    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if str(arrays["fingerprint"]) != dataset.fingerprint:
+            raise InputError(f"{path} was trained on another dataset")
+        if arrays.get("adv_weight", 0) > 0:
+            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
+        module.load_state_dict({name: torch.as_tensor(arrays[name]) for name in module.state_dict()})
 
 
 def save_checkpoint(run: "Run", iteration: int, parts: tuple, tensors: tuple, name="checkpoint.pt", progress=()) -> None:
@@ -770,23 +777,14 @@ def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "check
         return checkpoint["progress"]
 
 
-def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
-    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
-
-
-def load_arrays(path: str, module: nn.Module, dataset: "Dataset") -> None:
-    """Fills the module from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
-    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-        if str(arrays["fingerprint"]) != dataset.fingerprint:
-            raise InputError(f"{path} was trained on another dataset")
-        if arrays.get("adv_weight", 0) > 0:
-            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
-        module.load_state_dict({name: torch.as_tensor(arrays[name]) for name in module.state_dict()})
-
-
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+
+
 class InputError(Exception):
     """Something the user can put right: one line, exit code 1."""
 
@@ -805,12 +803,6 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
     except Exception as error:
         helps = [f": {text}" for kind, text in (advice or {}).items() if isinstance(error, kind)]
         raise InputError(f"{tried}{''.join(helps)} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-
-
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_minutes eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
 def flag_of(name: str) -> str:

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
@@ -139,6 +139,10 @@ def sample_rows(key: Tensor, rows: Tensor, *shape: int) -> Tensor:
 
 
 # ALGO LOGIC: networks
+LOG_STD_MIN, LOG_STD_MAX = -20, 2  # of the policy, before the tanh
+WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
+
+
 class Linear(nnx.Module):
     """y = W x + b, with layout and initialisation of torch's nn.Linear: both scripts read each other's policies."""
 
@@ -176,9 +180,6 @@ class Critic(nnx.Module):
         x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
-
-
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
 
 class Actor(nnx.Module):
@@ -225,9 +226,6 @@ def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float, num_cri
     rngs = nnx.Rngs(key)
     actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs, n=num_critics)
     return Agent(actor, critic, jax.tree.map(jnp.copy, critic), log(jnp.float32(alpha)))
-
-
-WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
 
 
 class Dynamics(nnx.Module):
@@ -280,6 +278,7 @@ class Dynamics(nnx.Module):
         return self
 
 
+fold_in = jax.vmap(jax.random.fold_in, (0, None))  # the keys of all seeds
 adam_init = optax.adam(0).init  # the state knows no learning rate
 
 
@@ -576,8 +575,8 @@ def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, d
         return carry, jnp.stack(list(metrics.values()))  # one array is written at each step, not one for each metric
 
     carry, history = jax.lax.scan(step, carry, draws, unroll=4 if jax.default_backend() == "gpu" else 1)  # 5 % faster
-    means, largest = dict(zip(names, history.mean(0), strict=True)), dict(zip(names, history.max(0), strict=True))
-    return carry, {name: largest[name] if "/max_" in name else means[name] for name in names}
+    columns = zip(names, history.mean(0), history.max(0), strict=True)
+    return carry, {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
 
 class TrainState(NamedTuple):
@@ -676,6 +675,7 @@ def main(args: Args) -> list[dict]:
     resume = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # after the pretraining
     pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
+    retained = args.rollout_retain_iterations if use_model else 0
 
     def init(key: Tensor) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
@@ -684,7 +684,8 @@ def main(args: Args) -> list[dict]:
 
     agent, dynamics = jit(jax.vmap(init), args)(init_keys)
     if args.load_model and not resume:
-        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
+        loaded = load_arrays(args.load_model, take(dynamics, 0), dataset)
+        dynamics = jax.tree.map(lambda x: jnp.stack([x] * args.num_seeds), loaded)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
     device, problems = jax.devices()[0].device_kind, []
@@ -714,7 +715,6 @@ def main(args: Args) -> list[dict]:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
     learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
     optimizers = {name: jax.vmap(adam_init)(parameters) for name, parameters in learnt.items()}
-    retained = args.rollout_retain_iterations if use_model else 0
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
     if resume:
@@ -757,8 +757,7 @@ def main(args: Args) -> list[dict]:
             run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)) | {"adv_weight": args.adv_weight})
         results.append(run.finish())
         if args.capture_video:
-            weights = to_numpy(take(state.agent, i))
-            record_video(args, NumpyAgent(weights, dataset.obs_mean, dataset.obs_std), run.folder)
+            record_video(args, NumpyAgent(to_numpy(take(state.agent, i)), dataset.obs_mean, dataset.obs_std), run.folder)
     if problems:
         raise Diverged("; ".join(problems))
     return results
@@ -785,17 +784,9 @@ def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args
     return state[0]
 
 
-fold_in = jax.vmap(jax.random.fold_in, (0, None))  # the keys of all seeds
-
-
 def take(tree, i: int):
     """Seed i of a tree [S, ...]."""
     return jax.tree.map(lambda x: x[i], tree)
-
-
-def stack(trees: list):
-    """The tree [S, ...] of the seeds' trees."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def jit(function: Callable, args: Args, **options) -> Callable:
@@ -818,7 +809,7 @@ def split_seeds(args: Args) -> list[Args]:
         with explain(f"--resume {args.resume}: not the first folder of {args.num_seeds} seeds"):
             names = json.loads((Path(args.resume) / "seeds.json").read_text(encoding="utf-8"))
             folders[1:] = [str(Path(args.resume).with_name(names[i])) for i in range(1, args.num_seeds)]
-    return [replace(args, seed=args.seed + i, num_seeds=1, resume=folder) for i, folder in enumerate(folders)]
+    return [Args(**vars(args) | dict(seed=args.seed + i, num_seeds=1, resume=folders[i])) for i in range(args.num_seeds)]
 
 
 def name_of(path: tuple) -> str:
@@ -827,7 +818,6 @@ def name_of(path: tuple) -> str:
 
 
 def to_numpy(tree) -> dict[str, np.ndarray]:
-    """The tree's arrays by name."""
     return {name_of(path): np.asarray(array) for path, array in jax.tree.leaves_with_path(tree)}
 
 
@@ -866,17 +856,15 @@ def save_checkpoint(run: "Run", iteration: int, state: tuple, name: str = "check
 def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
     """The state of save_checkpoint, shaped like this one, and how many epochs are done. Raises InputError."""
     with explain(f"--resume {run.folder}: no usable pretraining.npz there"), np.load(run.folder / "pretraining.npz") as file:
-        checkpoint = dict(file)
-        run.go_on(checkpoint)
-        return from_numpy(checkpoint, state), int(checkpoint["epoch"])
+        run.go_on(file)
+        return from_numpy(file, state), int(file["epoch"])
 
 
 def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end_step: Callable, args: Args):
     """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
     states, checkpoints = [], []
     for run in runs:
-        path = run.folder / "checkpoint.npz"
-        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(path) as file:
+        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(run.folder / "checkpoint.npz") as file:
             checkpoints.append(dict(file))
             run.check_checkpoint(checkpoints[-1])
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
@@ -884,7 +872,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
         raise InputError("--resume: the seeds are at different iterations, resume them one by one with --num-seeds 1")
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         run.go_on(checkpoint)
-    state = stack(states)
+    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         rollout = jax.jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)))
@@ -896,6 +884,12 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
 
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+
+
 class InputError(Exception):
     """Something the user can put right: one line, exit code 1."""
 
@@ -914,12 +908,6 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
     except Exception as error:
         helps = [f": {text}" for kind, text in (advice or {}).items() if isinstance(error, kind)]
         raise InputError(f"{tried}{''.join(helps)} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-
-
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_minutes eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
 def flag_of(name: str) -> str:
