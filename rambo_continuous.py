@@ -548,7 +548,6 @@ def main(args: Args) -> dict:
     torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-
     if args.capture_video:
         record_video(args)  # better to fail now than after training
 
@@ -1269,7 +1268,8 @@ def worker_pool(workers: int | None) -> Executor:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
-        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
+        cores = int(threads) if threads.isdigit() else cores
+        workers = max(1, cores - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     try:
@@ -1454,20 +1454,16 @@ class RunFolder:
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
         return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+        if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
-
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.iteration = CHECKPOINTS[self.folder] = iteration
         self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(self.iteration, checkpoint)
+        self.tables.go_back(iteration, checkpoint)
         write_json(self.folder / "args.json", self.arguments)
 
 

@@ -866,7 +866,6 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
     for run in runs:
         with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(run.folder / "checkpoint.npz") as file:
             checkpoints.append(dict(file))
-            run.check_checkpoint(checkpoints[-1])
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
     if len({int(checkpoint["iteration"]) for checkpoint in checkpoints}) > 1:
         raise InputError("--resume: the seeds are at different iterations, resume them one by one with --num-seeds 1")
@@ -1374,7 +1373,8 @@ def worker_pool(workers: int | None) -> Executor:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
-        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
+        cores = int(threads) if threads.isdigit() else cores
+        workers = max(1, cores - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     try:
@@ -1559,20 +1559,16 @@ class RunFolder:
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
         return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
+        if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
-
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.iteration = CHECKPOINTS[self.folder] = iteration
         self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(self.iteration, checkpoint)
+        self.tables.go_back(iteration, checkpoint)
         write_json(self.folder / "args.json", self.arguments)
 
 
