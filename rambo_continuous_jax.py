@@ -1349,14 +1349,13 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     with explain(f"--capture-video: no picture can be made here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}"):
-        with closing(make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")) as env:
-            env.reset()
-            env.render()
-    if agent:
         env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
-        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True)
+        env.reset()
+        env.render()
+        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True) if agent else env
         with closing(gym.vector.SyncVectorEnv([lambda: env])) as envs:
-            evaluate(agent.mode, envs, args.seed, args.gamma)
+            if agent:
+                evaluate(agent.mode, envs, args.seed, args.gamma)
 
 
 def start_worker() -> None:
