@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
     sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
-import argparse
 import csv
 import difflib
 import errno
@@ -42,7 +41,7 @@ import torch
 import torch.nn as nn
 import tyro
 from filelock import FileLock, Timeout
-from torch import Tensor, amin, arctanh, broadcast_to, clip, concatenate, exp, log, logsumexp, tanh, where
+from torch import Tensor, amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, logsumexp, tanh, where
 from torch.nn.functional import relu, silu, softplus
 from tqdm import tqdm
 
@@ -137,6 +136,10 @@ def sample_rows(rows: Tensor, *shape: int) -> Tensor:
 
 
 # ALGO LOGIC: networks
+LOG_STD_MIN, LOG_STD_MAX = -20, 2  # of the policy, before the tanh
+WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
+
+
 class BatchedLinear(nn.Module):
     """n linear layers side by side, one batched product: [n, B, in] -> [n, B, out]. Initialised like nn.Linear."""
 
@@ -164,9 +167,6 @@ class Critic(nn.Module):
         x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
-
-
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
 
 class Actor(nn.Module):
@@ -211,9 +211,6 @@ class Agent(nn.Module):
         self.target_critic = Critic(obs_dim, action_dim, n=num_critics).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
         self.log_alpha = nn.Parameter(torch.tensor(math.log(alpha)))
-
-
-WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
 
 
 class Dynamics(nn.Module):
@@ -266,6 +263,12 @@ class Dynamics(nn.Module):
             layer.bias = nn.Parameter(layer.bias[members])
 
 
+def adam_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 # ALGO LOGIC: model learning
 def model_targets(batch: Batch) -> Tensor:
     """[s' - s, r], [..., D]."""
@@ -295,15 +298,13 @@ def holdout_errors(dynamics: Dynamics, holdout: Batch) -> Tensor:
     return (((mean - model_targets(holdout)) / dynamics.output_scale) ** 2).mean((1, 2))
 
 
-def pretrain_dynamics(
-    dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None
-) -> Tensor:
+def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, args: Args, run: "Run | None" = None) -> Tensor:
     """Maximum likelihood, each member on its own bootstrap sample; early stopping and best weights per member.
 
     Returns the members' best hold-out errors [E], with these weights restored; not finite ones if it diverges. A run
     keeps checkpoints.
     """
-    obs_dim, device = holdout.observations.shape[-1], train_rows.device
+    obs_dim = holdout.observations.shape[-1]
     dynamics.set_scales(split_rows(train_rows, obs_dim))
     if args.model_max_pretrain_epochs == 0:
         return holdout_errors(dynamics, holdout)
@@ -311,23 +312,19 @@ def pretrain_dynamics(
     loss_function = torch.compile(pretraining_loss) if args.compile else pretraining_loss
 
     def update(indices: Tensor) -> None:
-        loss = loss_function(dynamics, split_rows(train_rows[indices], obs_dim))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        adam_step(optimizer, loss_function(dynamics, split_rows(train_rows[indices], obs_dim)))
 
-    update = capture(update, args, device)
-    bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=device)
-    best_errors = torch.full((args.num_models,), math.inf, device=device)  # the first epoch always improves
+    update = CudaGraph(update) if args.cudagraphs and train_rows.is_cuda else update
+    bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=train_rows.device)
+    best_errors = torch.full((args.num_models,), math.inf, device=train_rows.device)  # the first epoch always improves
     best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
-    first_epoch, epochs_since_improvement = 0, 0
     parts, best = (dynamics, optimizer), (best_errors, *best_weights)
-    if run and args.resume:
-        first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt")
+    resume = run and args.resume
+    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt") if resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
     bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
-    for epoch in epochs:
-        order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=device).argsort(1))  # reshuffled for each member
+    for i in epochs:
+        order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=bootstrap.device).argsort(1))  # reshuffled for each
         for indices in order.split(args.batch_size, dim=1):
             update(indices)
         errors = holdout_errors(dynamics, holdout)
@@ -343,7 +340,7 @@ def pretrain_dynamics(
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_checkpoint(run, 0, parts, best, "pretraining.pt", (epoch + 1, epochs_since_improvement))
+            save_checkpoint(run, 0, parts, best, "pretraining.pt", (i + 1, epochs_since_improvement))
     bar.close()
     with torch.no_grad():
         for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
@@ -358,11 +355,10 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
     """
     both = concatenate([dataset.observations, dataset.next_observations])
-    low, high = both.amin(0), both.amax(0)
+    low, high = amin(both, 0), amax(both, 0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
-    most = 10 + 1e-4 * len(both)
-    low = where((both == low).sum(0) > most, -math.inf, low)
-    high = where((both == high).sum(0) > most, math.inf, high)
+    low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
+    high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -433,23 +429,17 @@ def update_agent(
 ) -> dict[str, Tensor]:  # fmt: skip
     """One SAC step with noise [2, B, A]: critics, actor, temperature, target critics; and its metrics."""
     qf_loss, values = critic_loss(agent, batch, noise[0], args.gamma)
-    optimizers["critic"].zero_grad()
-    qf_loss.backward()
-    optimizers["critic"].step()
+    adam_step(optimizers["critic"], qf_loss)
 
     agent.critic.requires_grad_(False)  # the critics get no gradient from this loss
     policy_loss, log_probs = actor_loss(agent, batch.observations, noise[1])
-    optimizers["actor"].zero_grad()
-    policy_loss.backward()
-    optimizers["actor"].step()
+    adam_step(optimizers["actor"], policy_loss)
     agent.critic.requires_grad_(True)
 
     alpha, target_entropy = exp(agent.log_alpha.detach()), -batch.actions.shape[-1]
     alpha_loss = -(agent.log_alpha * (log_probs.detach() + target_entropy)).mean()
     if args.autotune:
-        optimizers["alpha"].zero_grad()
-        alpha_loss.backward()
-        optimizers["alpha"].step()
+        adam_step(optimizers["alpha"], alpha_loss)
 
     torch._foreach_lerp_(list(agent.target_critic.parameters()), [p.data for p in agent.critic.parameters()], args.tau)
     metrics = {
@@ -462,19 +452,6 @@ def update_agent(
         "losses/entropy": -log_probs.mean(),
     }
     return {name: value.detach() for name, value in metrics.items()}
-
-
-def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
-    """Warm-starts the policy by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
-    optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
-    for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
-        for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
-            batch = split_rows(rows[indices], obs_dim)
-            pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-            loss = -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
 
 
 # ALGO LOGIC: RAMBO, the adversarial model update
@@ -512,10 +489,9 @@ def model_loss(
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
     the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    batch_size = len(observations)
-    action_noise, model_noise = noise.split([real.actions.shape[-1], noise.shape[-1] - real.actions.shape[-1]], -1)
+    batch_size, action_dim = len(observations), real.actions.shape[-1]
     with torch.no_grad():
-        actions, _ = sample_action(agent.actor, observations, action_noise)
+        actions, _ = sample_action(agent.actor, observations, noise[:, :action_dim])
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
     both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
     both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
@@ -524,7 +500,7 @@ def model_loss(
     log_var, real_log_var = both_log_vars.split(batch_size, 1)
 
     rows = torch.arange(batch_size, device=mean.device)
-    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * noise[:, action_dim:]
     sample = sample.detach()  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
     rewards, terminals = end_step(sample[:, -1], next_observations)
@@ -556,19 +532,10 @@ def update_model(
     loss, next_observations, terminals, metrics = model_loss(
         dynamics, agent, observations, real, elites, noise, end_step, args
     )
-    optimizer.zero_grad()
-    loss.backward()
+    adam_step(optimizer, loss)
     grad_norm = nn.utils.get_total_norm([parameter.grad for parameter in dynamics.parameters()])
-    optimizer.step()
     observations = where(terminals[..., None], restarts, next_observations)
     return observations, metrics | {"model/grad_norm": grad_norm}
-
-
-def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
-    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
-    values = torch.stack(history)
-    columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
-    return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
 
 def main(args: Args) -> dict:
@@ -581,7 +548,6 @@ def main(args: Args) -> dict:
     torch.set_float32_matmul_precision("highest" if args.matmul_precision == "float32" else "high")
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-
     if args.capture_video:
         record_video(args)  # better to fail now than after training
 
@@ -600,9 +566,9 @@ def main(args: Args) -> dict:
     resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
     pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
+    retained = args.rollout_retain_iterations if use_model else 0
     agent = Agent(obs_dim, action_dim, args.alpha, args.num_critics).to(device)
     dynamics = Dynamics(num_models, obs_dim, action_dim, args.model_hidden_dim).to(device)
-    retained = args.rollout_retain_iterations if use_model else 0
     buffer = torch.zeros(retained, args.rollout_length * args.rollout_batch_size, rows.shape[1], device=device)
 
     def add_rollouts(iteration: int) -> dict[str, Tensor]:
@@ -641,6 +607,7 @@ def main(args: Args) -> dict:
 
     # One update each, as functions of tensors of fixed shapes
     compiled = torch.compile if args.compile else lambda function: function
+    captured = CudaGraph if args.cudagraphs and device.type != "cpu" else lambda function: function
     sac_losses, adversary_loss = (compiled(critic_loss), compiled(actor_loss)), compiled(model_loss)
     model_rows = buffer.flatten(0, 1)
 
@@ -653,15 +620,16 @@ def main(args: Args) -> dict:
         model = agent, dynamics, optimizers["model"]
         return update_model(*model, observations, restarts, real, *draws, end_step, args, adversary_loss)
 
-    agent_step, model_step = capture(agent_step, args, device), capture(model_step, args, device)
+    agent_step, model_step = captured(agent_step), captured(model_step)
 
     # ALGO LOGIC: Algorithm 1
     num_updates, batch_size = args.updates_per_iteration, args.batch_size
     num_model_updates = args.model_updates_per_iteration or num_updates
     num_real = round(args.real_ratio * batch_size)
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
-    bar = tqdm(desc="RAMBO", unit="iteration", initial=run.iteration, total=args.total_iterations, dynamic_ncols=True)
-    for iteration in range(run.iteration, args.total_iterations + 1):
+    first_iteration = run.iteration
+    bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
+    for iteration in range(first_iteration, args.total_iterations + 1):
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
         if run.checkpoint_is_due(is_pretrained or is_last):
@@ -717,11 +685,26 @@ def main(args: Args) -> dict:
     return result
 
 
-class CudaGraph:
-    """Replays a function of tensors of fixed shapes as one CUDA graph; calls with other shapes run as they are.
+# What main needs beside the algorithm
+def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
+    """The metrics of an iteration from those of its updates: means, or the largest of max_... Waits for the device."""
+    values = torch.stack(history)
+    columns = zip(names, values.mean(0).tolist(), values.amax(0).tolist(), strict=True)
+    return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
-    Each replay writes its results over those of the last one.
-    """
+
+def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
+    """Warm-starts the policy by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
+    optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
+    for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
+        for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
+            batch = split_rows(rows[indices], obs_dim)
+            pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
+            adam_step(optimizer, -squashed_log_prob(*actor(batch.observations), pre_tanh).mean())
+
+
+class CudaGraph:
+    """Replays a function of tensors of fixed shapes as one CUDA graph, over the last results; other shapes run as they are."""
 
     stream = None  # one for the warm-up and capture of all graphs: gradients are summed on the stream that made them
 
@@ -749,14 +732,22 @@ class CudaGraph:
         return self.outputs
 
 
-def capture(function: Callable, args: Args, device: torch.device) -> Callable:
-    """The same function, on a GPU as a CUDA graph (--cudagraphs)."""
-    return CudaGraph(function) if args.cudagraphs and device.type != "cpu" else function
+def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
 
 
-def save_checkpoint(
-    run: "Run", iteration: int, parts: tuple, tensors: tuple, name: str = "checkpoint.pt", progress: tuple = ()
-) -> None:
+def load_arrays(path: str, module: nn.Module, dataset: "Dataset") -> None:
+    """Fills the module from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
+    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if str(arrays["fingerprint"]) != dataset.fingerprint:
+            raise InputError(f"{path} was trained on another dataset")
+        if arrays.get("adv_weight", 0) > 0:
+            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
+        module.load_state_dict({name: torch.as_tensor(arrays[name]) for name in module.state_dict()})
+
+
+def save_checkpoint(run: "Run", iteration: int, parts: tuple, tensors: tuple, name="checkpoint.pt", progress=()) -> None:
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
@@ -765,7 +756,7 @@ def save_checkpoint(
         "rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
-    run.save(name, lambda file: torch.save(checkpoint, file))
+    write_file(run.folder / name, lambda file: torch.save(checkpoint, file))
     if name == "checkpoint.pt":
         (run.folder / "pretraining.pt").unlink(missing_ok=True)
 
@@ -785,19 +776,14 @@ def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "check
         return checkpoint["progress"]
 
 
-def to_numpy(module: nn.Module) -> dict[str, np.ndarray]:
-    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
-
-
-def load_arrays(path: str, module: nn.Module, dataset: "Dataset") -> None:
-    """Fills the module from a file of RunFolder.save_arrays. Raises InputError."""
-    with explain(f"--load-model {path} cannot be loaded into this run"):
-        arrays = read_arrays(path, dataset)
-        module.load_state_dict({name: torch.as_tensor(arrays[name]) for name in module.state_dict()})
-
-
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+
+
 class InputError(Exception):
     """Something the user can put right: one line, exit code 1."""
 
@@ -816,12 +802,6 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
     except Exception as error:
         helps = [f": {text}" for kind, text in (advice or {}).items() if isinstance(error, kind)]
         raise InputError(f"{tried}{''.join(helps)} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-
-
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_minutes eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
 def flag_of(name: str) -> str:
@@ -848,20 +828,14 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def plain_flags(argv: list[str]) -> list[str]:
     """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag; a flag that is gone goes."""
-    gone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    gone.add_argument("--checkpoint-interval", "--checkpoint_interval")
-    ignored, argv = gone.parse_known_args(argv)
-    if ignored.checkpoint_interval:
+    text = "\0".join(["", *argv, ""])
+    text, gone = re.subn(r"\0--checkpoint[-_]interval[=\0][^\0]*", "", text)
+    if gone:
         print("warning: --checkpoint-interval is ignored, checkpoints are written every --checkpoint-minutes")
-    switches, words = {flag_of(name) for name, value in vars(Args()).items() if isinstance(value, bool)}, []
-    for word in argv:
-        if word.lower() in ("true", "false") and words and flag_of(words[-1].removeprefix("--")) in switches:
-            word = f"{words.pop()}={word}"
-        flag, _, value = word.partition("=")
-        if value.lower() in ("true", "false") and flag_of(flag.removeprefix("--")) in switches:
-            word = flag if value.lower() == "true" else flag.replace("--", "--no-", 1)
-        words.append(word)
-    return words
+    switches = "|".join(name.replace("_", "[-_]") for name, value in vars(Args()).items() if isinstance(value, bool))
+    text = re.sub(rf"\0--({switches})[=\0]true(?=\0)", r"\0--\1", text, flags=re.I)
+    text = re.sub(rf"\0--({switches})[=\0]false(?=\0)", r"\0--no-\1", text, flags=re.I)
+    return text.split("\0")[1:-1]
 
 
 def read_args(folder: Path) -> Args:
@@ -973,10 +947,9 @@ def download_d4rl(env_id: str, path: Path) -> None:
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
-            with part.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                    part.replace(path)
-                    return
+            if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
+                part.replace(path)
+                return
             problem = "wrong checksum"
             part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
@@ -1013,10 +986,8 @@ def read_minari(dataset) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
-    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file.
-
-    Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
-    """
+    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
+    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1058,13 +1029,11 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         path = find_dataset(env_id, dataset_path)
         data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
-    if n < 20:
-        raise InputError(f"{path} holds {n} transitions: too few to learn from")
     widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
     for key in data:
         with explain(f"{path}: {key} of {data[key].dtype} cannot be read as numbers"), np.errstate(over="ignore"):
-            column = data[key].reshape(len(data[key]), -1)  # [N] becomes [N, 1]
-            column = column.astype(np.promote_types(column.dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = data[key].astype(np.promote_types(data[key].dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = column.reshape(len(column), math.prod(column.shape[1:]))  # [N] becomes [N, 1]
             finite = np.isfinite(column.astype(np.float32, copy=False))
         if column.shape != (n, widths.get(key, 1)):
             raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
@@ -1136,11 +1105,8 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
-    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
-
-    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
-    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
-    """
+    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0): until 2.1.2 made
+    the inertia of capsules exact, a capsule weighed as a solid cylinder of length 2h + r. See tests/test_environment.py."""
     model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
     for geom in spec.geoms:
         if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
@@ -1151,7 +1117,7 @@ def restore_d4rl_physics(env: gym.Env) -> None:
     cylinders = spec.compile()  # MuJoCo weighs them
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, name)[:] = getattr(cylinders, name)
-    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
+    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):  # adds two margins, took the larger
         model.geom_margin *= 0.5
     mujoco.mj_setConst(model, env.unwrapped.data)
 
@@ -1177,8 +1143,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
         env.close()
         raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
-    # An episode that never ends would hang the evaluation
-    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
+    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)  # an evaluation must end
 
 
 def termination_rule(env: gym.Env) -> Callable:
@@ -1279,19 +1244,17 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     with explain(f"--capture-video: no picture can be made here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}"):
-        with closing(make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")) as env:
-            env.reset()
-            env.render()
-    if agent:
         env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
-        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True)
+        env.reset()
+        env.render()
+        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True) if agent else env
         with closing(gym.vector.SyncVectorEnv([lambda: env])) as envs:
-            evaluate(agent.mode, envs, args.seed, args.gamma)
+            if agent:
+                evaluate(agent.mode, envs, args.seed, args.gamma)
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does, however that
-    ends."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
@@ -1304,7 +1267,8 @@ def worker_pool(workers: int | None) -> Executor:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
-        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
+        cores = int(threads) if threads.isdigit() else cores
+        workers = max(1, cores - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     try:
@@ -1345,12 +1309,6 @@ class Evaluations:
 CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs would go on from
 
 
-def how_to_go_on() -> str:
-    """For the last line of a run that something outside has ended."""
-    going_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
-    return (going_on or ["there is no checkpoint yet to go on from"])[0]
-
-
 def lock_file(path: str | Path, **options) -> ExitStack:
     """Holds a lock until closed; where the file system has none, it says so. Raises filelock.Timeout."""
     lock, held = FileLock(path, **options), ExitStack()
@@ -1368,99 +1326,46 @@ def new_folder(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
     Path("runs").mkdir(exist_ok=True)
     for seconds in itertools.count(int(time.time())):
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}"
-        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}")
         with suppress(FileExistsError):
             folder.mkdir()
             return folder
 
 
-def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of RunFolder.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    if str(arrays["fingerprint"]) != dataset.fingerprint:
-        raise InputError(f"{path} was trained on another dataset")
-    if arrays.get("adv_weight", 0) > 0:
-        raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
-    return arrays
+def write_file(path: Path, write: Callable) -> None:
+    """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with explain(f"{path} cannot be written"), temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict | list) -> None:
+    write_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
 
 
 def start_wandb(args: Args, folder: Path) -> None:
-    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    """Logs to Weights and Biases, too; a resumed run goes on under its id."""
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
     where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
-    if args.track:
-        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
-            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
-
-
-class RunFolder:
-    """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
-
-    def __init__(self, args: Args, dataset: Dataset, device: str):
-        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
-        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
-            self.folder = Path(args.resume) if args.resume else new_folder(args)
-        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
-        with explain(f"no run can be kept in {self.folder}", advice):
-            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
-        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
-        self.arguments = vars(args) | {"resume": None, "device": device}
-        if not args.resume:
-            self.save_json("args.json", self.arguments)
-        try:
-            start_wandb(args, self.folder)
-        except InputError:
-            self.lock.close()
-            if not args.resume:
-                shutil.rmtree(self.folder)
-            raise
-        print(f"Run folder: {self.folder}, training on {device}")
-
-    def save(self, name: str, write: Callable) -> None:
-        """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with explain(f"{self.folder / name} cannot be written"), temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def save_json(self, name: str, values: dict | list) -> None:
-        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
-
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
-        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
-        self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
-
-    def checkpoint_is_due(self, now: bool = False) -> bool:
-        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
-        minutes = (time.monotonic() - self.checkpoint_time) / 60
-        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
-
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
-        if str(checkpoint["settings"]) != self.settings:
-            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
+    with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+        importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
 
 
 class Tables:
-    """metrics.csv, evaluations.csv, and both for TensorBoard."""
+    """metrics.csv and evaluations.csv in a run folder, and both for TensorBoard."""
 
     names = "metrics.csv", "evaluations.csv"
 
-    def __init__(self, run: RunFolder):
-        self.run, self.folder, self.iteration = run, run.folder, None  # the iteration that a resumed run goes on from
+    def __init__(self, folder: Path, args: Args):
+        self.folder, self.args, self.iteration = folder, args, None  # the iteration that a resumed run goes on from
         for name in self.names:
-            (self.folder / name).touch()
+            (folder / name).touch()
 
     @cached_property
     def writer(self) -> tensorboardX.SummaryWriter:
@@ -1472,15 +1377,9 @@ class Tables:
         except OSError as error:  # its queue needs /dev/shm
             print(f"warning: no events for TensorBoard can be written ({error})")
             writer = tensorboardX.SummaryWriter(write_to_disk=False)
-        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.run.args).items())
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        for row in self.rows("metrics.csv")[-1:] if self.iteration else []:  # purged with the evaluation to be made again
-            self.add_scalars(writer, self.iteration, {name: float(value) for name, value in row.items()})
         return writer
-
-    def add_scalars(self, writer: tensorboardX.SummaryWriter, iteration: int, metrics: dict) -> None:
-        for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
-            writer.add_scalar(name, metrics[name], iteration)
 
     def add(self, name: str, iteration: int, metrics: dict) -> None:
         """Appends a row to a CSV file, and its numbers to TensorBoard's events."""
@@ -1489,89 +1388,105 @@ class Tables:
             if file.tell() == 0:
                 table.writeheader()
             table.writerow({"iteration": iteration} | metrics)
-        self.add_scalars(self.writer, iteration, metrics)
+        self.add_scalars(iteration, metrics)
+
+    def add_scalars(self, iteration: int, metrics: dict) -> None:
+        for name, value in metrics.items():
+            if "/" in name and not math.isnan(float(value)):
+                self.writer.add_scalar(name, float(value), iteration)
 
     def rows(self, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader((self.folder / name).read_text(encoding="utf-8").splitlines()))
-
-    def texts(self) -> dict[str, str]:
-        """Both files, for a checkpoint."""
-        self.writer.flush()
-        return {name: (self.folder / name).read_text(encoding="utf-8") for name in self.names}
 
     def go_back(self, iteration: int, texts: dict) -> None:
         """To what they were at a checkpoint: what came after it is forgotten."""
         self.iteration = iteration
         for name in self.names:
-            self.run.save(name, lambda file, name=name: file.write(str(texts[name]).encode()))
+            write_file(self.folder / name, lambda file, name=name: file.write(str(texts[name]).encode()))
+        for row in self.rows("metrics.csv")[-1:]:  # TensorBoard forgets it with the evaluation that is made again
+            self.add_scalars(iteration, row)
 
 
-def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
-    """The mean Q over the largest value that the dataset's rewards allow, r_max / (1 - gamma); below 0 over the smallest,
-    and negative. Where rewards have one sign alone, their largest size is the scale for both."""
-    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
-    bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
-    return mean_q * (1 - gamma) / float(bound or 1)
-
-
-def warn_of_values(iteration: int, mean_q: float) -> None:
-    side = f"the mean Q, {mean_q:.0f}, is {'more' if mean_q > 0 else 'less'} than the dataset's rewards allow."
-    advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-    tqdm.write(f"warning: in iteration {iteration} {side} {advice}")
-
-
-def summarize_run(args: Args, status: str, score_name: str, rows: list[dict[str, str]]) -> dict:
-    """result.json from the rows of evaluations.csv, printed if the run has finished."""
-    result = {"status": status, "score": score_name, "iteration": None, "last": None, "mean_of_last_10": None}
-    if scores := [float(row[score_name]) for row in rows]:
-        iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
-        result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
-    if scores and status == "finished":
-        print(f"Seed {args.seed}, mean of the last {len(scores[-10:])} evaluations: {score_name} {mean:.1f}")
-        print(f"Seed {args.seed}, iteration {iteration}: {score_name} {last:.1f} (mean of {args.eval_episodes} episodes)")
-    return result
-
-
-def progress(runs: Iterable["Run"], mean_q: float) -> str:
-    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
-    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
-    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
-    return f"{text}Q={mean_q:.0f}"
-
-
-class Run(RunFolder):
-    """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
+class RunFolder:
+    """runs/{run_name}/, in which one process at a time trains: its lock, args.json, tables, arrays and checkpoints."""
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
-        super().__init__(args, dataset, device)
-        self.iteration, self.start_time, self.warned, self.tables = 0, time.monotonic(), False, Tables(self)
+        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
+            self.folder = Path(args.resume) if args.resume else new_folder(args)
+        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
+        with explain(f"no run can be kept in {self.folder}", advice):
+            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
+        try:
+            if args.track:
+                start_wandb(args, self.folder)
+        except InputError:
+            self.lock.close()
+            if not args.resume:
+                shutil.rmtree(self.folder)
+            raise
+        print(f"Run folder: {self.folder}, training on {device}")
+        self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.monotonic()
+        self.checkpoint_time, self.arguments = self.start_time, vars(args) | {"resume": None, "device": device}
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.tables = Tables(self.folder, args)
         self.evaluations = Evaluations(args, self.tables)
-        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
+        if not args.resume:
+            write_json(self.folder / "args.json", self.arguments)
+
+    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
+        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
+        write_file(self.folder / name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
         self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
+        self.tables.writer.flush()
         CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
-        return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
+        texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
+        return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
     def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
+        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
+        if str(checkpoint["settings"]) != self.settings:
+            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+        if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.iteration = CHECKPOINTS[self.folder] = iteration
         self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(self.iteration, checkpoint)
-        self.save_json("args.json", self.arguments)
+        self.tables.go_back(iteration, checkpoint)
+        write_json(self.folder / "args.json", self.arguments)
+
+
+def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
+    """The mean Q over the largest value that the rewards allow, r_max / (1 - gamma); below 0 over the smallest's size."""
+    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)  # of one sign alone, the only scale is that of both
+    bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
+    return mean_q * (1 - gamma) / float(bound or 1)
+
+
+class Run(RunFolder):
+    """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
+
+    warned = False  # of values that run away
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        if "losses/qf_values" in metrics:
-            ratio = value_bound_ratio(metrics["losses/qf_values"], self.rewards, self.args.gamma)
-            metrics["losses/value_bound_ratio"] = ratio
-            if abs(ratio) > 1 and not self.warned:
-                self.warned = True
-                warn_of_values(iteration, metrics["losses/qf_values"])
+        mean_q, rewards = metrics["losses/qf_values"], self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, rewards, self.args.gamma)
+        if abs(ratio) > 1 and not self.warned:
+            self.warned, side = True, "more" if mean_q > 0 else "less"
+            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+            text = f"the mean Q, {mean_q:.0f}, is {side} than the dataset's rewards allow. {advice}"
+            tqdm.write(f"warning: in iteration {iteration} {text}")
         self.tables.add("metrics.csv", iteration, metrics)
         self.check(iteration, metrics)
         self.evaluations.collect()
@@ -1593,12 +1508,26 @@ class Run(RunFolder):
     def finish(self, status: str = "finished") -> dict:
         """Writes result.json, prints the scores and returns them with the folder."""
         self.evaluations.collect(0)
-        result = summarize_run(self.args, status, self.evaluations.score_name, self.tables.rows("evaluations.csv"))
-        self.save_json("result.json", result)
+        rows, name, of = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
+        result = {"status": status, "score": name, "iteration": None, "last": None, "mean_of_last_10": None}
+        if scores := [float(row[name]) for row in rows]:
+            iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
+            result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
+        if scores and status == "finished":
+            print(f"{of}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
+            print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
+        write_json(self.folder / "result.json", result)
         self.tables.writer.close()
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
         return result | {"folder": str(self.folder)}
+
+
+def progress(runs: Iterable[Run], mean_q: float) -> str:
+    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
+    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
+    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
+    return f"{text}Q={mean_q:.0f}"
 
 
 if __name__ == "__main__":
@@ -1608,15 +1537,13 @@ if __name__ == "__main__":
     sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
-        message, code = f"error: nobody reads the output any more: {how_to_go_on()}", 1
-    except (InputError, OSError) as problem:
-        message, code = f"error: {problem}", 1
-    except Diverged as problem:
-        message, code = f"error: {problem}", 3
-    except KeyboardInterrupt:
-        message, code = f"interrupted: {how_to_go_on()}", 1
+    except (BrokenPipeError, KeyboardInterrupt) as end:
+        what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
+        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
+        sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
+    except (InputError, OSError, Diverged) as problem:
+        message, code = f"error: {problem}", 3 if isinstance(problem, Diverged) else 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()

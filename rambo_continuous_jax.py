@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
     sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
-import argparse
 import csv
 import difflib
 import errno
@@ -27,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
@@ -46,7 +45,7 @@ from filelock import FileLock, Timeout
 from flax import nnx
 from jax import Array as Tensor
 from jax.nn import logsumexp, relu, silu, softplus
-from jax.numpy import amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
+from jax.numpy import amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -140,6 +139,10 @@ def sample_rows(key: Tensor, rows: Tensor, *shape: int) -> Tensor:
 
 
 # ALGO LOGIC: networks
+LOG_STD_MIN, LOG_STD_MAX = -20, 2  # of the policy, before the tanh
+WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
+
+
 class Linear(nnx.Module):
     """y = W x + b, with layout and initialisation of torch's nn.Linear: both scripts read each other's policies."""
 
@@ -177,9 +180,6 @@ class Critic(nnx.Module):
         x = relu(self.fc1(broadcast_to(x, (len(self.fc1.weight), *x.shape))))
         x = relu(self.fc2(x))
         return self.fc3(x).squeeze(-1)
-
-
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
 
 class Actor(nnx.Module):
@@ -226,9 +226,6 @@ def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float, num_cri
     rngs = nnx.Rngs(key)
     actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs, n=num_critics)
     return Agent(actor, critic, jax.tree.map(jnp.copy, critic), log(jnp.float32(alpha)))
-
-
-WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)  # of the dynamics model's five layers (the authors' code)
 
 
 class Dynamics(nnx.Module):
@@ -281,6 +278,7 @@ class Dynamics(nnx.Module):
         return self
 
 
+fold_in = jax.vmap(jax.random.fold_in, (0, None))  # the keys of all seeds
 adam_init = optax.adam(0).init  # the state knows no learning rate
 
 
@@ -364,16 +362,17 @@ def pretrain_dynamics(
         return state[0], jax.vmap(holdout_errors, (0, None))(state[0], holdout)
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
     state, first_epoch = load_pretraining(run, state) if run and args.resume else (state, 0)
-    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=args.model_max_pretrain_epochs)
-    for i in range(first_epoch, args.model_max_pretrain_epochs):
+    epochs = range(first_epoch, args.model_max_pretrain_epochs)
+    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
+    for i in epochs:
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
-        (best_errors, _), patience = state[2], state[3].min()
+        (best_errors, _), epochs_since_improvement = state[2], state[3].min()
         bar.update()
-        bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{patience}/10")
-        if patience > 10:
+        bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
+        if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_pretraining(run, i + 1, state)
+            save_checkpoint(run, 0, state, "pretraining.npz", epoch=i + 1)
     bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
     return dynamics, best_errors
@@ -386,11 +385,10 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
     """
     both = concatenate([dataset.observations, dataset.next_observations])
-    low, high = both.min(0), both.max(0)
+    low, high = amin(both, 0), amax(both, 0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
-    most = 10 + 1e-4 * len(both)
-    low = where((both == low).sum(0) > most, -math.inf, low)
-    high = where((both == high).sum(0) > most, math.inf, high)
+    low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
+    high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -487,26 +485,6 @@ def update_agent(
     return Agent(actor, critic, target_critic, log_alpha), optimizers, metrics
 
 
-def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
-    """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
-
-    def loss(actor: Actor, batch: Batch) -> Tensor:
-        pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-        return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
-
-    def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
-        def update(carry: tuple, indices: Tensor) -> tuple:
-            gradients = jax.grad(loss)(carry[0], split_rows(rows[indices], obs_dim))
-            return adam_step(*carry, gradients, args.policy_lr)
-
-        return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
-
-    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
-    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
-        state = epoch(state, fold_in(keys, i), rows)
-    return state[0]
-
-
 # ALGO LOGIC: RAMBO, the adversarial model update
 def mixture_log_prob(mean: Tensor, log_var: Tensor, sample: Tensor) -> Tensor:
     """log of the elites' average density at sample [B, D], for means and log variances [E, B, D]. Returns [B]."""
@@ -541,9 +519,8 @@ def model_loss(
     elites [B] draw the member that each (s', r) is sampled from, noise [B, A + D] the action and that sample. Returns
     the loss, and the next observations [B, O], which of them are terminal [B], and metrics.
     """
-    batch_size = len(observations)
-    action_noise, model_noise = jnp.split(noise, [real.actions.shape[-1]], -1)
-    actions, _ = sample_action(agent.actor, observations, action_noise)
+    batch_size, action_dim = len(observations), real.actions.shape[-1]
+    actions, _ = sample_action(agent.actor, observations, noise[:, :action_dim])
     # One pass of the ensemble over both: the imagined step, the same for every member, and each member's dataset rows
     both_observations = concatenate([broadcast_to(observations, real.observations.shape), real.observations], 1)
     both_actions = concatenate([broadcast_to(actions, real.actions.shape), real.actions], 1)
@@ -552,7 +529,7 @@ def model_loss(
     log_var, real_log_var = jnp.split(both_log_vars, [batch_size], 1)
 
     rows = jnp.arange(batch_size)
-    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * model_noise
+    sample = mean[elites, rows] + exp(0.5 * log_var[elites, rows]) * noise[:, action_dim:]
     sample = jax.lax.stop_gradient(sample)  # the sampled (s', r) is a constant
     next_observations = observations + sample[:, :-1]
     rewards, terminals = end_step(sample[:, -1], next_observations)
@@ -598,8 +575,8 @@ def scan_updates(update: Callable, carry: tuple, draws: tuple) -> tuple[tuple, d
         return carry, jnp.stack(list(metrics.values()))  # one array is written at each step, not one for each metric
 
     carry, history = jax.lax.scan(step, carry, draws, unroll=4 if jax.default_backend() == "gpu" else 1)  # 5 % faster
-    means, largest = dict(zip(names, history.mean(0), strict=True)), dict(zip(names, history.max(0), strict=True))
-    return carry, {name: largest[name] if "/max_" in name else means[name] for name in names}
+    columns = zip(names, history.mean(0), history.max(0), strict=True)
+    return carry, {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
 
 class TrainState(NamedTuple):
@@ -698,6 +675,7 @@ def main(args: Args) -> list[dict]:
     resume = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # after the pretraining
     pretrain = use_model and not resume and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
+    retained = args.rollout_retain_iterations if use_model else 0
 
     def init(key: Tensor) -> tuple[Agent, Dynamics]:
         agent_key, model_key = jax.random.split(key)
@@ -706,13 +684,14 @@ def main(args: Args) -> list[dict]:
 
     agent, dynamics = jit(jax.vmap(init), args)(init_keys)
     if args.load_model and not resume:
-        dynamics = stack([load_arrays(args.load_model, take(dynamics, 0), dataset)] * args.num_seeds)
+        loaded = load_arrays(args.load_model, take(dynamics, 0), dataset)
+        dynamics = jax.tree.map(lambda x: jnp.stack([x] * args.num_seeds), loaded)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
     device, problems = jax.devices()[0].device_kind, []
     runs = dict(enumerate(Run(seed_args, dataset, device) for seed_args in split_seeds(args)))
     if not args.resume:
-        runs[0].save_json("seeds.json", [run.folder.name for run in runs.values()])
+        write_json(runs[0].folder / "seeds.json", [run.folder.name for run in runs.values()])
 
     def for_each_run(step: Callable) -> None:
         for i, run in list(runs.items()):
@@ -736,7 +715,6 @@ def main(args: Args) -> list[dict]:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
     learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
     optimizers = {name: jax.vmap(adam_init)(parameters) for name, parameters in learnt.items()}
-    retained = args.rollout_retain_iterations if use_model else 0
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
     if resume:
@@ -751,7 +729,7 @@ def main(args: Args) -> list[dict]:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
         is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
         if any([run.checkpoint_is_due(is_pretrained or is_last) for run in runs.values()]):
-            for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i), args))  # noqa: B023
+            for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i)))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
         if is_last:
@@ -779,25 +757,36 @@ def main(args: Args) -> list[dict]:
             run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)) | {"adv_weight": args.adv_weight})
         results.append(run.finish())
         if args.capture_video:
-            weights = to_numpy(take(state.agent, i))
-            record_video(args, NumpyAgent(weights, dataset.obs_mean, dataset.obs_std), run.folder)
+            record_video(args, NumpyAgent(to_numpy(take(state.agent, i)), dataset.obs_mean, dataset.obs_std), run.folder)
     if problems:
         raise Diverged("; ".join(problems))
     return results
 
 
-# Several seeds and files
-fold_in = jax.vmap(jax.random.fold_in, (0, None))  # the keys of all seeds
+# What main needs beside the algorithm
+def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
+    """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
+
+    def loss(actor: Actor, batch: Batch) -> Tensor:
+        pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
+        return -squashed_log_prob(*actor(batch.observations), pre_tanh).mean()
+
+    def epoch(carry: tuple, key: Tensor, rows: Tensor) -> tuple:
+        def update(carry: tuple, indices: Tensor) -> tuple:
+            gradients = jax.grad(loss)(carry[0], split_rows(rows[indices], obs_dim))
+            return adam_step(*carry, gradients, args.policy_lr)
+
+        return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
+
+    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
+    for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
+        state = epoch(state, fold_in(keys, i), rows)
+    return state[0]
 
 
 def take(tree, i: int):
     """Seed i of a tree [S, ...]."""
     return jax.tree.map(lambda x: x[i], tree)
-
-
-def stack(trees: list):
-    """The tree [S, ...] of the seeds' trees."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def jit(function: Callable, args: Args, **options) -> Callable:
@@ -815,15 +804,12 @@ def compile_ahead(function: Callable, args: Args, *examples) -> Callable:
 
 def split_seeds(args: Args) -> list[Args]:
     """The arguments of each seed's run; --resume names the first one's folder, which lists those of the others."""
-    all_args = [replace(args, seed=args.seed + i, num_seeds=1) for i in range(args.num_seeds)]
+    folders = [args.resume] * args.num_seeds
     if args.resume and args.num_seeds > 1:
         with explain(f"--resume {args.resume}: not the first folder of {args.num_seeds} seeds"):
-            names = json.loads((Path(args.resume) / "seeds.json").read_text(encoding="utf-8"))[1 : args.num_seeds]
-            all_args[1:] = [
-                replace(seed_args, resume=str(Path(args.resume).with_name(name)))
-                for seed_args, name in zip(all_args[1:], names, strict=True)
-            ]
-    return all_args
+            names = json.loads((Path(args.resume) / "seeds.json").read_text(encoding="utf-8"))
+            folders[1:] = [str(Path(args.resume).with_name(names[i])) for i in range(1, args.num_seeds)]
+    return [Args(**vars(args) | dict(seed=args.seed + i, num_seeds=1, resume=folders[i])) for i in range(args.num_seeds)]
 
 
 def name_of(path: tuple) -> str:
@@ -832,7 +818,6 @@ def name_of(path: tuple) -> str:
 
 
 def to_numpy(tree) -> dict[str, np.ndarray]:
-    """The tree's arrays by name."""
     return {name_of(path): np.asarray(array) for path, array in jax.tree.leaves_with_path(tree)}
 
 
@@ -848,48 +833,45 @@ def from_numpy(arrays: dict[str, np.ndarray], tree):
 
 
 def load_arrays(path: str, tree, dataset: "Dataset"):
-    """A tree like this one from a file of RunFolder.save_arrays. Raises InputError."""
-    with explain(f"--load-model {path} cannot be loaded into this run"):
-        return from_numpy(read_arrays(path, dataset), tree)
+    """A tree from a file of Run.save_arrays; InputError if it is of another dataset or bent by an adversary."""
+    with explain(f"--load-model {path} cannot be loaded into this run"), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        if str(arrays["fingerprint"]) != dataset.fingerprint:
+            raise InputError(f"{path} was trained on another dataset")
+        if arrays.get("adv_weight", 0) > 0:
+            raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
+        return from_numpy(arrays, tree)
 
 
-def save_pretraining(run: "Run", epoch: int, state: tuple) -> None:
-    """The pretraining of all seeds, in the folder of the first; save_checkpoint takes its place."""
-    arrays = run.state(0) | to_numpy(state) | {"epoch": epoch}
-    run.save("pretraining.npz", lambda file: np.savez(file, **arrays))
+def save_checkpoint(run: "Run", iteration: int, state: tuple, name: str = "checkpoint.npz", **progress: int) -> None:
+    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
+    checkpoint = run.state(iteration) | to_numpy(state) | progress
+    if not run.args.checkpoint_buffer:
+        checkpoint.pop("buffer", None)
+    write_file(run.folder / name, lambda file: np.savez(file, **checkpoint))
+    if name == "checkpoint.npz":
+        (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
 
 def load_pretraining(run: "Run", state: tuple) -> tuple[tuple, int]:
-    """The state of save_pretraining, shaped like this one, and how many epochs are done. Raises InputError."""
+    """The state of save_checkpoint, shaped like this one, and how many epochs are done. Raises InputError."""
     with explain(f"--resume {run.folder}: no usable pretraining.npz there"), np.load(run.folder / "pretraining.npz") as file:
-        checkpoint = dict(file)
-        run.go_on(checkpoint)
-        return from_numpy(checkpoint, state), int(checkpoint["epoch"])
-
-
-def save_checkpoint(run: "Run", iteration: int, state: TrainState, args: Args) -> None:
-    """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
-    arrays = run.state(iteration) | to_numpy(state)
-    if not args.checkpoint_buffer:
-        del arrays["buffer"]
-    run.save("checkpoint.npz", lambda file: np.savez(file, **arrays))
-    (run.folder / "pretraining.npz").unlink(missing_ok=True)
+        run.go_on(file)
+        return from_numpy(file, state), int(file["epoch"])
 
 
 def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end_step: Callable, args: Args):
     """The seeds' states of save_checkpoint, shaped like this one; without the model's rollouts, it makes new ones."""
     states, checkpoints = [], []
     for run in runs:
-        path = run.folder / "checkpoint.npz"
-        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(path) as file:
+        with explain(f"--resume {run.folder}: no usable checkpoint.npz there"), np.load(run.folder / "checkpoint.npz") as file:
             checkpoints.append(dict(file))
-            run.check_checkpoint(checkpoints[-1])
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
     if len({int(checkpoint["iteration"]) for checkpoint in checkpoints}) > 1:
         raise InputError("--resume: the seeds are at different iterations, resume them one by one with --num-seeds 1")
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         run.go_on(checkpoint)
-    state = stack(states)
+    state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         rollout = jax.jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)))
@@ -901,6 +883,12 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
 
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+checkpoint_minutes eval_workers""".split()
+MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+
+
 class InputError(Exception):
     """Something the user can put right: one line, exit code 1."""
 
@@ -919,12 +907,6 @@ def explain(tried: str, advice: dict[type[Exception], str] | None = None):
     except Exception as error:
         helps = [f": {text}" for kind, text in (advice or {}).items() if isinstance(error, kind)]
         raise InputError(f"{tried}{''.join(helps)} ({type(error).__name__}: {error})".replace("\n", " ")) from error
-
-
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
-checkpoint_minutes eval_workers""".split()
-MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
 
 def flag_of(name: str) -> str:
@@ -951,20 +933,14 @@ def parse_args(argv: list[str] | None = None) -> Args:
 
 def plain_flags(argv: list[str]) -> list[str]:
     """--flag=True and --flag False, as sweep agents write switches, become --flag and --no-flag; a flag that is gone goes."""
-    gone = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    gone.add_argument("--checkpoint-interval", "--checkpoint_interval")
-    ignored, argv = gone.parse_known_args(argv)
-    if ignored.checkpoint_interval:
+    text = "\0".join(["", *argv, ""])
+    text, gone = re.subn(r"\0--checkpoint[-_]interval[=\0][^\0]*", "", text)
+    if gone:
         print("warning: --checkpoint-interval is ignored, checkpoints are written every --checkpoint-minutes")
-    switches, words = {flag_of(name) for name, value in vars(Args()).items() if isinstance(value, bool)}, []
-    for word in argv:
-        if word.lower() in ("true", "false") and words and flag_of(words[-1].removeprefix("--")) in switches:
-            word = f"{words.pop()}={word}"
-        flag, _, value = word.partition("=")
-        if value.lower() in ("true", "false") and flag_of(flag.removeprefix("--")) in switches:
-            word = flag if value.lower() == "true" else flag.replace("--", "--no-", 1)
-        words.append(word)
-    return words
+    switches = "|".join(name.replace("_", "[-_]") for name, value in vars(Args()).items() if isinstance(value, bool))
+    text = re.sub(rf"\0--({switches})[=\0]true(?=\0)", r"\0--\1", text, flags=re.I)
+    text = re.sub(rf"\0--({switches})[=\0]false(?=\0)", r"\0--no-\1", text, flags=re.I)
+    return text.split("\0")[1:-1]
 
 
 def read_args(folder: Path) -> Args:
@@ -1076,10 +1052,9 @@ def download_d4rl(env_id: str, path: Path) -> None:
         except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
-            with part.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                    part.replace(path)
-                    return
+            if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
+                part.replace(path)
+                return
             problem = "wrong checksum"
             part.unlink()
     ways_out = f"run again to go on, or put {path.name} there ($D4RL_DATASET_DIR), or give --dataset-path FILE"
@@ -1116,10 +1091,8 @@ def read_minari(dataset) -> dict[str, np.ndarray]:
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
-    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file.
-
-    Episodes end at terminals, at timeouts and after time_limit steps. Raises InputError.
-    """
+    """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
+    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1161,13 +1134,11 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         path = find_dataset(env_id, dataset_path)
         data = read_hdf5(path, env.spec.max_episode_steps)
     n, obs_dim, action_dim = len(data["rewards"]), env.observation_space.shape[0], env.action_space.shape[0]
-    if n < 20:
-        raise InputError(f"{path} holds {n} transitions: too few to learn from")
     widths = {"observations": obs_dim, "next_observations": obs_dim, "actions": action_dim}
     for key in data:
         with explain(f"{path}: {key} of {data[key].dtype} cannot be read as numbers"), np.errstate(over="ignore"):
-            column = data[key].reshape(len(data[key]), -1)  # [N] becomes [N, 1]
-            column = column.astype(np.promote_types(column.dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = data[key].astype(np.promote_types(data[key].dtype, np.float32), copy=False)  # float64 stays, for offsets
+            column = column.reshape(len(column), math.prod(column.shape[1:]))  # [N] becomes [N, 1]
             finite = np.isfinite(column.astype(np.float32, copy=False))
         if column.shape != (n, widths.get(key, 1)):
             raise InputError(f"{path}: {key} has shape {data[key].shape}, {env.spec.id} needs {n, widths.get(key, 1)}")
@@ -1239,11 +1210,8 @@ def normalized_score(env_id: str, returns: np.ndarray) -> np.ndarray:
 
 
 def restore_d4rl_physics(env: gym.Env) -> None:
-    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0).
-
-    MuJoCo 2.1.2 made the inertia of capsules exact; before, a capsule weighed as a solid cylinder of length 2h + r.
-    MuJoCo 3.5 adds the margins of two touching geoms where it took the larger. Body masses: tests/test_environment.py.
-    """
+    """Gives a -v4 hopper, halfcheetah or walker2d the physics D4RL v2 was recorded in (MuJoCo 2.0/2.1.0): until 2.1.2 made
+    the inertia of capsules exact, a capsule weighed as a solid cylinder of length 2h + r. See tests/test_environment.py."""
     model, spec = env.unwrapped.model, mujoco.MjSpec.from_file(env.unwrapped.fullpath)
     for geom in spec.geoms:
         if geom.type == mujoco.mjtGeom.mjGEOM_CAPSULE:
@@ -1254,7 +1222,7 @@ def restore_d4rl_physics(env: gym.Env) -> None:
     cylinders = spec.compile()  # MuJoCo weighs them
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat"):
         getattr(model, name)[:] = getattr(cylinders, name)
-    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):
+    if tuple(int(number) for number in mujoco.__version__.split(".")[:2]) >= (3, 5):  # adds two margins, took the larger
         model.geom_margin *= 0.5
     mujoco.mj_setConst(model, env.unwrapped.data)
 
@@ -1280,8 +1248,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if not all(isinstance(s, gym.spaces.Box) and len(s.shape) == 1 for s in spaces) or not spaces[1].is_bounded():
         env.close()
         raise InputError(f"--env-id {env_id}: needs flat observations and bounded continuous actions, not {spaces}")
-    # An episode that never ends would hang the evaluation
-    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)
+    return env if env.spec.max_episode_steps else gym.wrappers.TimeLimit(env, 1000)  # an evaluation must end
 
 
 def termination_rule(env: gym.Env) -> Callable:
@@ -1382,19 +1349,17 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
     with explain(f"--capture-video: no picture can be made here with MUJOCO_GL={os.environ.get('MUJOCO_GL')}"):
-        with closing(make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")) as env:
-            env.reset()
-            env.render()
-    if agent:
         env = make_env(args.env_id, args.d4rl_physics, render_mode="rgb_array")
-        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True)
+        env.reset()
+        env.render()
+        env = gym.wrappers.RecordVideo(env, str(run_folder / "videos"), disable_logger=True) if agent else env
         with closing(gym.vector.SyncVectorEnv([lambda: env])) as envs:
-            evaluate(agent.mode, envs, args.seed, args.gamma)
+            if agent:
+                evaluate(agent.mode, envs, args.seed, args.gamma)
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does, however that
-    ends."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
@@ -1407,7 +1372,8 @@ def worker_pool(workers: int | None) -> Executor:
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = os.environ.get("OMP_NUM_THREADS", "")  # what a runner leaves to this run
-        workers = max(1, (int(threads) if threads.isdigit() else cores) - 1) if __name__ == "__main__" else 0
+        cores = int(threads) if threads.isdigit() else cores
+        workers = max(1, cores - 1) if __name__ == "__main__" else 0
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in these processes
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with CUDA or JAX in it may hang
     try:
@@ -1448,12 +1414,6 @@ class Evaluations:
 CHECKPOINTS: dict[Path, int] = {}  # the iterations that this process' runs would go on from
 
 
-def how_to_go_on() -> str:
-    """For the last line of a run that something outside has ended."""
-    going_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
-    return (going_on or ["there is no checkpoint yet to go on from"])[0]
-
-
 def lock_file(path: str | Path, **options) -> ExitStack:
     """Holds a lock until closed; where the file system has none, it says so. Raises filelock.Timeout."""
     lock, held = FileLock(path, **options), ExitStack()
@@ -1471,99 +1431,46 @@ def new_folder(args: Args) -> Path:
     """runs/{env_id}__{exp_name}__{seed}__{time}; a second later if another run has just taken that."""
     Path("runs").mkdir(exist_ok=True)
     for seconds in itertools.count(int(time.time())):
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}"
-        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+        folder = Path("runs") / re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{args.exp_name}__{args.seed}__{seconds}")
         with suppress(FileExistsError):
             folder.mkdir()
             return folder
 
 
-def read_arrays(path: str | Path, dataset: Dataset) -> dict[str, np.ndarray]:
-    """The arrays of RunFolder.save_arrays. Raises InputError if they are of another dataset, or bent by an adversary."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    if str(arrays["fingerprint"]) != dataset.fingerprint:
-        raise InputError(f"{path} was trained on another dataset")
-    if arrays.get("adv_weight", 0) > 0:
-        raise InputError(f"{path} was changed by an adversary: take dynamics_pretrained.npz of that run")
-    return arrays
+def write_file(path: Path, write: Callable) -> None:
+    """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with explain(f"{path} cannot be written"), temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict | list) -> None:
+    write_file(path, lambda file: file.write(json.dumps(values, indent=2).encode()))
 
 
 def start_wandb(args: Args, folder: Path) -> None:
-    """Logs to Weights and Biases, too, if --track says so; a resumed run goes on under its id."""
+    """Logs to Weights and Biases, too; a resumed run goes on under its id."""
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
     where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
-    if args.track:
-        with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
-            importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
-
-
-class RunFolder:
-    """runs/{run_name}/, in which one process at a time trains: args.json, and files that are there whole or not at all."""
-
-    def __init__(self, args: Args, dataset: Dataset, device: str):
-        self.args, self.dataset, self.checkpoint_time = args, dataset, time.monotonic()
-        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
-            self.folder = Path(args.resume) if args.resume else new_folder(args)
-        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
-        with explain(f"no run can be kept in {self.folder}", advice):
-            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
-        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
-        self.arguments = vars(args) | {"resume": None, "device": device}
-        if not args.resume:
-            self.save_json("args.json", self.arguments)
-        try:
-            start_wandb(args, self.folder)
-        except InputError:
-            self.lock.close()
-            if not args.resume:
-                shutil.rmtree(self.folder)
-            raise
-        print(f"Run folder: {self.folder}, training on {device}")
-
-    def save(self, name: str, write: Callable) -> None:
-        """write(file) goes to a temporary file that gets the name only when complete: a crash leaves the previous one."""
-        temporary = self.folder / f"{name}.tmp"
-        try:
-            with explain(f"{self.folder / name} cannot be written"), temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def save_json(self, name: str, values: dict | list) -> None:
-        self.save(name, lambda file: file.write(json.dumps(values, indent=2).encode()))
-
-    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
-        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
-        self.save(name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
-
-    def checkpoint_is_due(self, now: bool = False) -> bool:
-        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
-        minutes = (time.monotonic() - self.checkpoint_time) / 60
-        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
-
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises InputError if this run cannot go on from there."""
-        if str(checkpoint["settings"]) != self.settings:
-            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
-        if (iteration := checkpoint["iteration"]) > self.args.total_iterations:
-            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
+    with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
+        importlib.import_module("wandb").init(**where, config=vars(args), sync_tensorboard=True)
 
 
 class Tables:
-    """metrics.csv, evaluations.csv, and both for TensorBoard."""
+    """metrics.csv and evaluations.csv in a run folder, and both for TensorBoard."""
 
     names = "metrics.csv", "evaluations.csv"
 
-    def __init__(self, run: RunFolder):
-        self.run, self.folder, self.iteration = run, run.folder, None  # the iteration that a resumed run goes on from
+    def __init__(self, folder: Path, args: Args):
+        self.folder, self.args, self.iteration = folder, args, None  # the iteration that a resumed run goes on from
         for name in self.names:
-            (self.folder / name).touch()
+            (folder / name).touch()
 
     @cached_property
     def writer(self) -> tensorboardX.SummaryWriter:
@@ -1575,15 +1482,9 @@ class Tables:
         except OSError as error:  # its queue needs /dev/shm
             print(f"warning: no events for TensorBoard can be written ({error})")
             writer = tensorboardX.SummaryWriter(write_to_disk=False)
-        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.run.args).items())
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(self.args).items())
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n" + table)
-        for row in self.rows("metrics.csv")[-1:] if self.iteration else []:  # purged with the evaluation to be made again
-            self.add_scalars(writer, self.iteration, {name: float(value) for name, value in row.items()})
         return writer
-
-    def add_scalars(self, writer: tensorboardX.SummaryWriter, iteration: int, metrics: dict) -> None:
-        for name in [name for name in metrics if "/" in name and not math.isnan(metrics[name])]:
-            writer.add_scalar(name, metrics[name], iteration)
 
     def add(self, name: str, iteration: int, metrics: dict) -> None:
         """Appends a row to a CSV file, and its numbers to TensorBoard's events."""
@@ -1592,89 +1493,105 @@ class Tables:
             if file.tell() == 0:
                 table.writeheader()
             table.writerow({"iteration": iteration} | metrics)
-        self.add_scalars(self.writer, iteration, metrics)
+        self.add_scalars(iteration, metrics)
+
+    def add_scalars(self, iteration: int, metrics: dict) -> None:
+        for name, value in metrics.items():
+            if "/" in name and not math.isnan(float(value)):
+                self.writer.add_scalar(name, float(value), iteration)
 
     def rows(self, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader((self.folder / name).read_text(encoding="utf-8").splitlines()))
-
-    def texts(self) -> dict[str, str]:
-        """Both files, for a checkpoint."""
-        self.writer.flush()
-        return {name: (self.folder / name).read_text(encoding="utf-8") for name in self.names}
 
     def go_back(self, iteration: int, texts: dict) -> None:
         """To what they were at a checkpoint: what came after it is forgotten."""
         self.iteration = iteration
         for name in self.names:
-            self.run.save(name, lambda file, name=name: file.write(str(texts[name]).encode()))
+            write_file(self.folder / name, lambda file, name=name: file.write(str(texts[name]).encode()))
+        for row in self.rows("metrics.csv")[-1:]:  # TensorBoard forgets it with the evaluation that is made again
+            self.add_scalars(iteration, row)
 
 
-def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
-    """The mean Q over the largest value that the dataset's rewards allow, r_max / (1 - gamma); below 0 over the smallest,
-    and negative. Where rewards have one sign alone, their largest size is the scale for both."""
-    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)
-    bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
-    return mean_q * (1 - gamma) / float(bound or 1)
-
-
-def warn_of_values(iteration: int, mean_q: float) -> None:
-    side = f"the mean Q, {mean_q:.0f}, is {'more' if mean_q > 0 else 'less'} than the dataset's rewards allow."
-    advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-    tqdm.write(f"warning: in iteration {iteration} {side} {advice}")
-
-
-def summarize_run(args: Args, status: str, score_name: str, rows: list[dict[str, str]]) -> dict:
-    """result.json from the rows of evaluations.csv, printed if the run has finished."""
-    result = {"status": status, "score": score_name, "iteration": None, "last": None, "mean_of_last_10": None}
-    if scores := [float(row[score_name]) for row in rows]:
-        iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
-        result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
-    if scores and status == "finished":
-        print(f"Seed {args.seed}, mean of the last {len(scores[-10:])} evaluations: {score_name} {mean:.1f}")
-        print(f"Seed {args.seed}, iteration {iteration}: {score_name} {last:.1f} (mean of {args.eval_episodes} episodes)")
-    return result
-
-
-def progress(runs: Iterable["Run"], mean_q: float) -> str:
-    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
-    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
-    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
-    return f"{text}Q={mean_q:.0f}"
-
-
-class Run(RunFolder):
-    """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
+class RunFolder:
+    """runs/{run_name}/, in which one process at a time trains: its lock, args.json, tables, arrays and checkpoints."""
 
     def __init__(self, args: Args, dataset: Dataset, device: str):
-        super().__init__(args, dataset, device)
-        self.iteration, self.start_time, self.warned, self.tables = 0, time.monotonic(), False, Tables(self)
+        with explain(f"no run folder can be made in {Path('runs').resolve()}"):
+            self.folder = Path(args.resume) if args.resume else new_folder(args)
+        advice = {Timeout: "another process trains in it", TypeError: "pip install --upgrade filelock"}
+        with explain(f"no run can be kept in {self.folder}", advice):
+            self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
+        try:
+            if args.track:
+                start_wandb(args, self.folder)
+        except InputError:
+            self.lock.close()
+            if not args.resume:
+                shutil.rmtree(self.folder)
+            raise
+        print(f"Run folder: {self.folder}, training on {device}")
+        self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.monotonic()
+        self.checkpoint_time, self.arguments = self.start_time, vars(args) | {"resume": None, "device": device}
+        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
+        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.tables = Tables(self.folder, args)
         self.evaluations = Evaluations(args, self.tables)
-        self.rewards = dataset.rows[:, dataset.obs_dim + dataset.action_dim].copy()
+        if not args.resume:
+            write_json(self.folder / "args.json", self.arguments)
+
+    def save_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Plain arrays, named as in torch's state_dict, no pickle: both scripts read and write these files."""
+        more = {key: getattr(self.dataset, key) for key in ("obs_mean", "obs_std", "action_low", "action_high", "fingerprint")}
+        write_file(self.folder / name, lambda file: np.savez(file, **arrays, **more, env_id=self.args.env_id))
+
+    def checkpoint_is_due(self, now: bool = False) -> bool:
+        """Whether --checkpoint-minutes have passed since the last one; or now, if checkpoints are written at all."""
+        minutes = (time.monotonic() - self.checkpoint_time) / 60
+        return self.args.checkpoint_minutes > 0 and (now or minutes >= self.args.checkpoint_minutes)
 
     def state(self, iteration: int) -> dict:
         """What a checkpoint holds of the run, whose evaluations under way are waited for."""
         self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
+        self.tables.writer.flush()
         CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
-        return self.tables.texts() | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
+        texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
+        return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
     def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten."""
-        self.check_checkpoint(checkpoint)
+        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
+        if str(checkpoint["settings"]) != self.settings:
+            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+        if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
+            raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
+        self.iteration = CHECKPOINTS[self.folder] = iteration
         self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(self.iteration, checkpoint)
-        self.save_json("args.json", self.arguments)
+        self.tables.go_back(iteration, checkpoint)
+        write_json(self.folder / "args.json", self.arguments)
+
+
+def value_bound_ratio(mean_q: float, rewards: np.ndarray, gamma: float) -> float:
+    """The mean Q over the largest value that the rewards allow, r_max / (1 - gamma); below 0 over the smallest's size."""
+    highest, lowest = max(rewards.max(), 0), max(-rewards.min(), 0)  # of one sign alone, the only scale is that of both
+    bound = (highest or lowest) if mean_q > 0 else (lowest or highest)
+    return mean_q * (1 - gamma) / float(bound or 1)
+
+
+class Run(RunFolder):
+    """A run as main sees it: its folder, and what it logs, evaluates and ends with."""
+
+    warned = False  # of values that run away
 
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        if "losses/qf_values" in metrics:
-            ratio = value_bound_ratio(metrics["losses/qf_values"], self.rewards, self.args.gamma)
-            metrics["losses/value_bound_ratio"] = ratio
-            if abs(ratio) > 1 and not self.warned:
-                self.warned = True
-                warn_of_values(iteration, metrics["losses/qf_values"])
+        mean_q, rewards = metrics["losses/qf_values"], self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, rewards, self.args.gamma)
+        if abs(ratio) > 1 and not self.warned:
+            self.warned, side = True, "more" if mean_q > 0 else "less"
+            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
+            text = f"the mean Q, {mean_q:.0f}, is {side} than the dataset's rewards allow. {advice}"
+            tqdm.write(f"warning: in iteration {iteration} {text}")
         self.tables.add("metrics.csv", iteration, metrics)
         self.check(iteration, metrics)
         self.evaluations.collect()
@@ -1696,12 +1613,26 @@ class Run(RunFolder):
     def finish(self, status: str = "finished") -> dict:
         """Writes result.json, prints the scores and returns them with the folder."""
         self.evaluations.collect(0)
-        result = summarize_run(self.args, status, self.evaluations.score_name, self.tables.rows("evaluations.csv"))
-        self.save_json("result.json", result)
+        rows, name, of = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
+        result = {"status": status, "score": name, "iteration": None, "last": None, "mean_of_last_10": None}
+        if scores := [float(row[name]) for row in rows]:
+            iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
+            result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
+        if scores and status == "finished":
+            print(f"{of}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
+            print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
+        write_json(self.folder / "result.json", result)
         self.tables.writer.close()
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
         return result | {"folder": str(self.folder)}
+
+
+def progress(runs: Iterable[Run], mean_q: float) -> str:
+    """For the progress bar: the mean score of the latest evaluations, which lag behind, and the mean Q."""
+    scores = [run.evaluations.latest for run in runs if run.evaluations.latest]
+    text = f"score={np.mean([score for _, score in scores]):.1f} after iteration {scores[0][0]}, " if scores else ""
+    return f"{text}Q={mean_q:.0f}"
 
 
 if __name__ == "__main__":
@@ -1711,15 +1642,13 @@ if __name__ == "__main__":
     sys.excepthook, message, code = sys.__excepthook__, "", 0
     try:
         main(parse_args())
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")
-        message, code = f"error: nobody reads the output any more: {how_to_go_on()}", 1
-    except (InputError, OSError) as problem:
-        message, code = f"error: {problem}", 1
-    except Diverged as problem:
-        message, code = f"error: {problem}", 3
-    except KeyboardInterrupt:
-        message, code = f"interrupted: {how_to_go_on()}", 1
+    except (BrokenPipeError, KeyboardInterrupt) as end:
+        what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
+        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
+        sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
+    except (InputError, OSError, Diverged) as problem:
+        message, code = f"error: {problem}", 3 if isinstance(problem, Diverged) else 1
     finally:
         for process in multiprocessing.active_children():  # evaluations under way
             process.terminate()
