@@ -1042,7 +1042,8 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         data[key] = column
     # Recorded from an environment that resets itself, an episode's last row, or one row more, leads into the next episode
     ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:-1, 0]
-    joined = np.flatnonzero(ends & (data["next_observations"][:-1] == data["observations"][1:]).all(1))
+    before, after, following = data["observations"][:-1], data["next_observations"][:-1], data["observations"][1:]
+    joined = np.flatnonzero(ends & (after == following).all(1) & (after != before).any(1))
     if joined.size:
         print(f"warning: {path} leads from {joined.size} ends of episodes into the next: dropped the two rows at each")
         data = {key: np.delete(column, [*joined, *joined + 1], 0) for key, column in data.items()}
@@ -1453,16 +1454,20 @@ class RunFolder:
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
         return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
-    def go_on(self, checkpoint: dict) -> None:
-        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises InputError if this run cannot go on from there."""
         if str(checkpoint["settings"]) != self.settings:
             raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
         if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
+
+    def go_on(self, checkpoint: dict) -> None:
+        """Resumes from a checkpoint with state(): what came after it is forgotten. Raises InputError if it cannot."""
+        self.check_checkpoint(checkpoint)
         (self.folder / "result.json").unlink(missing_ok=True)
-        self.iteration = CHECKPOINTS[self.folder] = iteration
+        self.iteration = CHECKPOINTS[self.folder] = int(checkpoint["iteration"])
         self.start_time = time.monotonic() - float(checkpoint["seconds"])
-        self.tables.go_back(iteration, checkpoint)
+        self.tables.go_back(self.iteration, checkpoint)
         write_json(self.folder / "args.json", self.arguments)
 
 
@@ -1478,14 +1483,17 @@ class Run(RunFolder):
 
     warned = False  # of values that run away
 
+    @cached_property
+    def rewards(self) -> np.ndarray:
+        return self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim].copy()  # a column is slow to search
+
     def log(self, iteration: int, metrics: dict[str, float]) -> None:
         """Logs an iteration's metrics, and the evaluations that are done. Raises Diverged."""
-        mean_q, rewards = metrics["losses/qf_values"], self.dataset.rows[:, self.dataset.obs_dim + self.dataset.action_dim]
-        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, rewards, self.args.gamma)
+        mean_q = metrics["losses/qf_values"]
+        metrics["losses/value_bound_ratio"] = ratio = value_bound_ratio(mean_q, self.rewards, self.args.gamma)
         if abs(ratio) > 1 and not self.warned:
             self.warned, side = True, "more" if mean_q > 0 else "less"
-            advice = "On Hopper --rollout-length 20 --rollout-batch-size 12500 helps: benchmark/runaway_values.md"
-            text = f"the mean Q, {mean_q:.0f}, is {side} than the dataset's rewards allow. {advice}"
+            text = f"the mean Q, {mean_q:.0f}, is {side} than the rewards allow. What helps: benchmark/runaway_values.md"
             tqdm.write(f"warning: in iteration {iteration} {text}")
         self.tables.add("metrics.csv", iteration, metrics)
         self.check(iteration, metrics)
