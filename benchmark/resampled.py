@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +76,10 @@ def draw_curves(axis: plt.Axes, found: dict, column: str) -> None:
 
 def draw_scores(results: dict, path: Path) -> None:
     """One panel a dataset; the paper's value after 2,000 iterations as a dashed line with its band."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), layout="constrained")
-    for axis, (dataset, found) in zip(axes.flat, results.items(), strict=True):
+    rows, columns = math.ceil(len(results) / 3), min(len(results), 3)
+    size = (3.7 * columns, 2.6 * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, (dataset, found) in zip(axes.flat, results.items(), strict=False):
         mean, std = map(float, PUBLISHED.loc[dataset, "RAMBO"].split(" ± "))
         axis.axhspan(mean - std, mean + std, color="0.9")
         axis.axhline(mean, color="0.4", linestyle="--", linewidth=1, label="the paper, 2,000 iterations")
@@ -85,19 +88,21 @@ def draw_scores(results: dict, path: Path) -> None:
         draw_curves(axis, found, SCORE)
         axis.set_title(dataset, fontsize=11)
         axis.set_ylim(-5, 115)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("iteration")
     for axis in axes[:, 0]:
         axis.set_ylabel("normalised score")
     handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 if columns < 3 else 4, frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def draw_gaps(results: dict, path: Path) -> None:
     """Score and value gap of the medium datasets, paper's setting and ours."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.2), layout="constrained", sharex="col")
-    for column, dataset in zip(axes.T, DATASETS[:3], strict=True):
+    medium = [dataset for dataset in results if "-medium-" in dataset]
+    size = (3.7 * len(medium), 5.2)
+    figure, axes = plt.subplots(2, len(medium), figsize=size, layout="constrained", sharex="col", squeeze=False)
+    for column, dataset in zip(axes.T, medium, strict=True):
         draw_curves(column[0], results[dataset], SCORE)
         draw_curves(column[1], results[dataset], GAP)
         column[1].axhline(0, color="0.4", linewidth=0.8)
@@ -116,7 +121,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    results = {dataset: read_results(dataset) for dataset in DATASETS}
+    results = {dataset: found for dataset in DATASETS if (found := read_results(dataset))}
     draw_scores(results, args.figures / "resampled.png")
     draw_gaps(results, args.figures / "runaway_values.png")
     print(table(results))
