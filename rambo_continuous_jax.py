@@ -1269,20 +1269,16 @@ class Evaluation(NamedTuple):
     first_observations: np.ndarray  # [episodes, O], un-normalised
 
 
-def scale_actions(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From [-1, 1] to the environment's bounds, in their dtype: some environments check it."""
-    return np.clip(low + (actions + 1) / 2 * (high - low), low, high).astype(low.dtype)
-
-
 def evaluate(policy: Callable, envs: gym.vector.VectorEnv, seed: int | list[int], gamma: float) -> Evaluation:
     """Runs one episode in each environment; policy maps un-normalised observations [n, O] to actions in [-1, 1]^A."""
-    space = envs.single_action_space
+    low, high = envs.single_action_space.low, envs.single_action_space.high
     seeds = np.random.SeedSequence(seed).generate_state(envs.num_envs)  # so that no two runs share an episode
     observations, _ = envs.reset(seed=seeds.tolist())
     first_observations, running, step = observations.copy(), np.ones(envs.num_envs, bool), 0
     returns, discounted_returns, lengths = np.zeros((3, envs.num_envs))
     while running.any():
-        actions = scale_actions(policy(observations), space.low, space.high)
+        actions = np.clip(low + (policy(observations) + 1) / 2 * (high - low), low, high)
+        actions = actions.astype(low.dtype)  # which some environments check
         observations, rewards, terminations, truncations, _ = envs.step(actions)
         returns += running * rewards  # environments that ended have reset themselves: what follows does not count
         discounted_returns += running * gamma**step * rewards
@@ -1326,7 +1322,7 @@ def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
         weights = {f"actor.{name}": file[name] for name in file.files}
         agent = NumpyAgent(weights, file["obs_mean"], file["obs_std"])
         low, high = file["action_low"], file["action_high"]
-    return lambda observations: scale_actions(agent.mode(observations), low, high)
+    return lambda observations: np.clip(low + (agent.mode(observations) + 1) / 2 * (high - low), low, high).astype(low.dtype)
 
 
 def run_evaluation(args: Args, agent: NumpyAgent, seed: list[int]) -> dict:
