@@ -39,6 +39,7 @@ import numpy as np
 
 RUNS = Path("runs")
 POLL_SECONDS = 0.5
+RESUMED_FROM = ("checkpoint.pt", "checkpoint.npz", "pretraining.pt", "pretraining.npz")
 # Arguments without influence on the result, which a run may have or not; checkpoint_interval: of older versions
 IRRELEVANT = "resume load_model save_model checkpoint_minutes checkpoint_interval checkpoint_buffer capture_video cuda"
 IRRELEVANT += " device num_seeds eval_workers compile cudagraphs track wandb_project_name wandb_entity"
@@ -81,7 +82,7 @@ def find_state(args: dict[str, Any]) -> tuple[str, Path | None]:
         result = read_json(folder / "result.json")
         if result.get("status") == "diverged" or result.get("iteration") == args["total_iterations"]:
             states.setdefault(result["status"], folder)
-        elif (folder / "checkpoint.pt").exists() or (folder / "checkpoint.npz").exists():
+        elif any((folder / name).exists() for name in RESUMED_FROM):
             states.setdefault("resumable", folder)
     best = next((state for state in ("finished", "diverged", "resumable") if state in states), "new")
     return best, states.get(best)

@@ -499,3 +499,17 @@ def test_the_real_script_once(run_list):
     assert code == 0 and "2 finished" in output, errors
     loaded = {read_args(folder)["adv_weight"]: read_args(folder)["load_model"] for folder in run_folders()}
     assert loaded[3e-4] is None and loaded[0].startswith("runs/pendulum-mini__rambo_continuous__1__")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.npz", "pretraining.pt", "pretraining.npz"])
+def test_what_a_run_goes_on_from(name, tmp_path, monkeypatch):
+    """A checkpoint, or what there is of its pretraining; not a file that is still being written."""
+    monkeypatch.chdir(tmp_path)
+    args = {"seed": 1, "total_iterations": 3}
+    folder = Path("runs") / "id__name__1__1"
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(args))
+    (folder / f"{name}.tmp").touch()
+    assert runner.find_state(args) == ("new", None)
+    (folder / name).touch()
+    assert runner.find_state(args) == ("resumable", folder)
