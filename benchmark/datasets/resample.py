@@ -12,6 +12,7 @@ result has D4RL's layout (--dataset-path takes it), its origin in the file's att
 import hashlib
 import multiprocessing
 import os
+import platform
 import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import copy
@@ -150,6 +151,8 @@ def record_block(block: int, body: str, policy: Policy | None, seed: int) -> dic
 def record(body: str, policy: Policy | None, args: Args) -> dict[str, np.ndarray]:
     """args.rows rows: whole episodes appended in the order of their blocks, and the last one cut."""
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's, in the processes
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        os.environ["OPENBLAS_CORETYPE"] = "Haswell"  # its products round alike on all CPUs, so the rows are the same on all
     processes = args.processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     blocks, waiting, rows, bar = [], [], 0, tqdm(total=args.rows, unit="row", unit_scale=True, dynamic_ncols=True)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
