@@ -266,6 +266,19 @@ def test_seeds_side_by_side_that_stopped_apart_go_on_one_by_one(run_list):
         assert "--env-id other" in output and "# 1 commands" in output
 
 
+def test_seeds_side_by_side_that_broke_off_in_their_pretraining_go_on_together(run_list):
+    """The first one's folder holds the pretraining of all."""
+    line = "python stand_in.py --num-seeds 3"
+    run_list(line)
+    for folder in run_folders():
+        for name in ("result.json", "checkpoint.pt"):
+            (folder / name).unlink()
+    (run_folders()[0] / "pretraining.npz").touch()
+    output = run_list(line, DRY_RUN="1")[1]
+    assert f"--resume {run_folders()[0]} --num-seeds 3" in output and "# 1 commands" in output
+    assert "--resume" not in run_list("python stand_in.py", DRY_RUN="1")[1]  # one seed alone cannot
+
+
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks(run_list, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
