@@ -335,8 +335,8 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
             kept.copy_(where(improved[:, None, None], weight.detach(), kept))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
-        bar.update()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
+        bar.update()
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
@@ -1347,7 +1347,9 @@ def write_json(path: Path, values: dict | list) -> None:
 
 
 def start_wandb(args: Args, folder: Path) -> None:
-    """Logs to Weights and Biases, too; a resumed run goes on under its id."""
+    """With --track, logs to Weights and Biases, too; a resumed run goes on under its id. Raises InputError."""
+    if not args.track:
+        return
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[-128:]  # wandb refuses other ids
     where = dict(project=args.wandb_project_name, entity=args.wandb_entity, name=name, id=name, resume="allow")
     with explain("--track cannot start wandb, which needs a login (wandb login) or WANDB_MODE=offline"):
@@ -1414,8 +1416,7 @@ class RunFolder:
         with explain(f"no run can be kept in {self.folder}", advice):
             self.lock = lock_file(self.folder / ".lock", timeout=0, is_singleton=True)
         try:
-            if args.track:
-                start_wandb(args, self.folder)
+            start_wandb(args, self.folder)
         except InputError:
             self.lock.close()
             if not args.resume:
