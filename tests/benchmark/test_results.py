@@ -133,7 +133,7 @@ def test_numbers_in_the_text_of_the_results(runs):
         check_numbers(text, best)
     weights = ("1e-09", "0.0003", "0")
     scores = [of(runs, "halfcheetah-sbx-medium-v2", f"RAMBO, k = 5, λ = {w}, JAX")[0].mean_of_last for w in weights]
-    assert all(f"{score:.1f}" in text for score in scores)
+    check_numbers(text, *scores, form=".1f")
     longer = of(runs, "halfcheetah-sbx-medium-v2", LONGER.format("0.0003"))
     check_numbers(text, *(run.bound_passed for run in longer[:2]))
     check_numbers(text, *report.largest_ratios(longer[:2]), form=".0f")
