@@ -164,12 +164,11 @@ class Job:
     def state(self) -> tuple[str, Path | None]:
         """The state that its seeds have in common, or mixed, and the folder of the first."""
         found = [find_state(args) for args in self.seeds]
-        state, first = found[0]
-        if state == "resumable" and (first / "pretraining.npz").exists():  # the first seed's folder holds that of all
-            together = len(read_json(first / "seeds.json") or [first.name]) == len(self.seeds)
-            return found[0] if together else ("mixed", None)
         resumable = [folder for state, folder in found if state == "resumable"]
-        together = len({state for state, _ in found}) == 1 and (len(resumable) < 2 or can_go_on_together(resumable))
+        if found[0][0] == "resumable" and (found[0][1] / "pretraining.npz").exists():  # the first folder holds that of all
+            together = len(read_json(found[0][1] / "seeds.json")) == len(found)
+        else:
+            together = len({state for state, _ in found}) == 1 and (len(resumable) < 2 or can_go_on_together(resumable))
         return found[0] if together else ("mixed", None)
 
     def command(self) -> list[str]:
