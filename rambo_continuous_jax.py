@@ -45,7 +45,7 @@ from filelock import FileLock, Timeout
 from flax import nnx
 from jax import Array as Tensor
 from jax.nn import logsumexp, relu, silu, softplus
-from jax.numpy import amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, tanh, where
+from jax.numpy import amax, amin, arctanh, broadcast_to, clip, concatenate, exp, log, quantile, tanh, where
 from tqdm import tqdm
 
 # What a dataset changes in the defaults below; the paper's: where the best column of its Table 3 is not (5, 3e-4)
@@ -382,20 +382,20 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     """The function (rewards [...], next_observations [..., O]) -> rewards, terminals [...] that ends steps of the model.
 
     The environment's rule, on un-normalised states, terminates them. With --halt-outside leaving the range of the dataset's
-    observations does as well, at the lowest value that its rewards allow: no row has taught the model anything there.
+    observations does as well: no row has taught the model anything there. Where rewards are negative, that is no way out.
     """
     both = concatenate([dataset.observations, dataset.next_observations])
     low, high = amin(both, 0), amax(both, 0)
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
-    lowest_value = clip(dataset.rewards.min(), max=0) / (1 - args.gamma)
+    low_value = clip(quantile(dataset.rewards, 0.01), max=0) / (1 - args.gamma)  # the lowest one may be far off
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
         terminals = rule(next_observations * obs_std + obs_mean)
         if args.halt_outside:
             halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
-            rewards, terminals = rewards + args.gamma * lowest_value * halted, terminals | halted
+            rewards, terminals = rewards + args.gamma * low_value * halted, terminals | halted
         return rewards, terminals
 
     return end_step
