@@ -359,7 +359,8 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
-    low_value = clip(quantile(dataset.rewards, 0.01), max=0) / (1 - args.gamma)  # the lowest one may be far off
+    low_reward = quantile(dataset.rewards[: 2**24], 0.01)  # of as many as torch takes; the lowest one may be far off
+    low_value = clip(low_reward, max=0) / (1 - args.gamma)
 
     def end_step(rewards: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
         terminals = rule(next_observations * obs_std + obs_mean)
