@@ -136,10 +136,7 @@ def test_numbers_in_the_text_of_the_results(runs):
     check_numbers(text, *scores, form=".1f")
     longer = of(runs, "halfcheetah-sbx-medium-v2", LONGER.format("0.0003"))
     check_numbers(text, *(run.bound_passed for run in longer[:2]))
-    check_numbers(text, *report.largest_ratios(longer[:2]), form=".0f")
-    check_numbers(text, *(run.curve("losses/qf_values")[1][-1] for run in longer[:2]), form=",.0f")
     check_numbers(text, max(run.scores[1].max() for run in longer[:2]), form=".1f")
-    check_numbers(text, longer[2].mean_of_last, form=".1f")
     walker = of(runs, "walker2d-sbx-medium-v2", RAMBO)
     check_numbers(
         section("results", "walker2d-sbx-medium-v2"), *(sum(run.curve("charts/value_gap")[1][-20:] > 0) for run in walker)
@@ -156,14 +153,12 @@ def test_numbers_on_the_adversary(runs):
 
 def test_our_columns_beside_the_authors_code(runs):
     text = section("results", "Measured outside")
-    frozen, paper = (of(runs, "hopper-sbx-medium-v2", f"RAMBO, k = 5, λ = {weight}, JAX") for weight in ("0", "0.0003"))
+    frozen = of(runs, "hopper-sbx-medium-v2", "RAMBO, k = 5, λ = 0, JAX")
     for iteration in (10, 20, 40):
         (line,) = [line for line in text.splitlines() if line.startswith(f"| {iteration} |")]
         for column, form in (("losses/qf_values", ",.0f"), ("charts/normalized_score", ".1f")):
             check_numbers(line, *(value_at(run, column, iteration) for run in frozen), form=form)
     check_numbers(text, *(run.bound_passed for run in frozen))
-    check_numbers(text, *(value_at(run, "losses/qf_values", 25) for run in paper), form=".0f")
-    check_numbers(text, *(value_at(run, "charts/normalized_score", 25) for run in paper), form=".1f")
 
 
 def value_at(run: report.Run, column: str, iteration: int) -> float:
@@ -171,7 +166,7 @@ def value_at(run: report.Run, column: str, iteration: int) -> float:
     return values[iterations == iteration].item()
 
 
-def test_numbers_in_the_text_on_paper_length_runs(runs):
+def test_numbers_in_the_text_on_paper_length_runs():
     (cheetah,), (hopper,) = (
         report.read(LENGTH / f"{name}-v2.csv") for name in ("halfcheetah-sbx-medium", "hopper-sbx-full-replay")
     )
@@ -189,7 +184,6 @@ def test_numbers_in_the_text_on_paper_length_runs(runs):
     check_numbers(
         text, *(scores[(start <= iterations) & (iterations < start + 200)].mean() for start in range(0, 2000, 200)), form=".0f"
     )
-    check_numbers(text, round(scores.max()), iterations[scores.argmax()])
     check_numbers(text, *hopper.curve("model/holdout_mse")[1][[0, -1]], form=".4f")
     for name, blind in ("falls_1100", 2), ("falls_k5", 10), ("falls_k20", 0):
         check_numbers(text, blind, "10")
@@ -203,6 +197,3 @@ def test_numbers_in_the_text_on_paper_length_runs(runs):
             np.array([float(row[name]) for row in rows]) for name in ("charts/normalized_score", "charts/episodic_length")
         )
         assert line.split(" | ")[1].startswith(f"{score.mean():.1f} (") and line.split(" | ")[2] == f"{steps[-1]:,.0f}"
-    long, short = (of(runs, "hopper-sbx-full-replay-v2", name) for name in (LONGER.format("0.0003"), RAMBO))
-    check_numbers(text, *(run.mean_of_last for run in long), form=".1f")
-    check_numbers(text, min(run.mean_of_last for run in short), max(run.mean_of_last for run in short), form=".1f")
