@@ -45,14 +45,17 @@ def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
 
 
 def summary(runs: dict[int, pd.DataFrame] | None) -> str:
-    """Mean of the last 10 evaluations, mean and std (population's) over the seeds, and how many iterations they ran."""
+    """Mean of the last 10 evaluations: mean and std (population's) over the seeds, how many they are and their iterations; or
+    each seed's, where they did not run equally long."""
     if not runs:
         return ""
+    runs = dict(sorted(runs.items()))
     scores = [rows[SCORE].tail(LAST).mean() for rows in runs.values()]
-    iterations = sorted({int(rows["iteration"].max()) for rows in runs.values()})
-    length = "" if iterations == [0] else f", {iterations[0]}" + (f" to {iterations[-1]}" if iterations[1:] else "")
+    iterations = [int(rows["iteration"].max()) for rows in runs.values()]
+    if len({*iterations}) > 1:
+        return ", ".join(f"{score:.1f} ({length})" for score, length in zip(scores, iterations, strict=True))
     spread = f" ± {np.std(scores):.1f}" if len(scores) > 1 else ""
-    return f"{np.mean(scores):.1f}{spread} ({len(scores)}{length})"
+    return f"{np.mean(scores):.1f}{spread} ({len(scores)}{f' × {iterations[0]}' if iterations[0] else ''})"
 
 
 def table(results: dict) -> str:
