@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,11 +149,27 @@ def record_block(block: int, body: str, policy: Policy | None, seed: int) -> dic
     return {name: column[recorded].astype(kind) for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)}
 
 
+@contextmanager
+def numpy_of_processes():
+    """The settings of numpy's products in processes started meanwhile: one thread and, on all x86 CPUs, the same rounding, so
+    that the rows are the same on all."""
+    settings = {"OPENBLAS_NUM_THREADS": "1"}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        settings["OPENBLAS_CORETYPE"] = "Haswell"
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@numpy_of_processes()
 def record(body: str, policy: Policy | None, args: Args) -> dict[str, np.ndarray]:
     """args.rows rows: whole episodes appended in the order of their blocks, and the last one cut."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's, in the processes
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        os.environ["OPENBLAS_CORETYPE"] = "Haswell"  # its products round alike on all CPUs, so the rows are the same on all
     processes = args.processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     blocks, waiting, rows, bar = [], [], 0, tqdm(total=args.rows, unit="row", unit_scale=True, dynamic_ncols=True)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:

@@ -1,6 +1,7 @@
 """benchmark/datasets/resample.py: the file it writes, refusals; and with D4RL's policies that it makes D4RL's logs again."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_processes_more_rows_and_another_cpu_give_the_same_rows_and_another_seed
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # as numpy would choose on a CPU that rounds otherwise
     args = resample.Args(str(hopper / "hopper_own-v2.hdf5"), tmp_path / "two.hdf5", rows=3500, processes=2)
     resample.main(args)
+    assert os.environ["OPENBLAS_CORETYPE"] == "Prescott", "other processes' numpy rounds as before"
     data, longer = read(hopper / "resampled.hdf5"), read(tmp_path / "two.hdf5")
     for name, column in data.items():
         np.testing.assert_array_equal(column, longer[name][:3000], err_msg=name)
