@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait spinning starve all others on their cores
     sys.excepthook = lambda kind, *rest: print("interrupted") if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
 
+import copy
 import csv
 import difflib
 import errno
@@ -99,6 +100,7 @@ class Args:
     num_critics: int = 2  # Q-functions; the smallest of their values counts
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
+    policy_average: float = 0.0  # evaluate and save an average of the policy: the share of it that an iteration keeps
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
@@ -202,11 +204,12 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(nn.Module):
-    """Actor, critics, target critics and temperature."""
+    """Actor and critics; averages of both: the policy, which is evaluated and saved but trains nothing, and the target critics."""
 
     def __init__(self, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2):
         super().__init__()
         self.actor = Actor(obs_dim, action_dim)
+        self.policy = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic = Critic(obs_dim, action_dim, n=num_critics)
         self.target_critic = Critic(obs_dim, action_dim, n=num_critics).requires_grad_(False)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -588,7 +591,7 @@ def main(args: Args) -> dict:
         print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in errors)}; elites: {elites.tolist()}")
         dynamics.keep_members(elites)
     if not resume:
-        clone_behaviour(agent.actor, rows, obs_dim, args)
+        clone_behaviour(agent, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
     adam = partial(torch.optim.Adam, fused=True, capturable=True)
@@ -624,9 +627,8 @@ def main(args: Args) -> dict:
     agent_step, model_step = captured(agent_step), captured(model_step)
 
     # ALGO LOGIC: Algorithm 1
-    num_updates, batch_size = args.updates_per_iteration, args.batch_size
-    num_model_updates = args.model_updates_per_iteration or num_updates
-    num_real = round(args.real_ratio * batch_size)
+    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    model_updates = args.model_updates_per_iteration or num_updates
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
     first_iteration = run.iteration
     bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
@@ -654,21 +656,23 @@ def main(args: Args) -> dict:
             history.append(torch.stack(list(agent_metrics.values())))
         metrics |= summarize(agent_metrics, history)
         metrics["charts/SPS"] = num_updates / (time.monotonic() - start_time)
+        actor_parameters = [parameter.data for parameter in agent.actor.parameters()]
+        torch._foreach_lerp_(list(agent.policy.parameters()), actor_parameters, 1 - args.policy_average)
 
         # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
         if use_model and args.adv_weight > 0:
             start_time, history = time.monotonic(), []
-            starts, restarts = draw(len(rows), (2, num_model_updates, batch_size))
-            real_indices = draw(len(train_rows), (num_model_updates, args.num_elites, batch_size))
-            elites = draw(args.num_elites, (num_model_updates, batch_size))
-            noise = normal(num_model_updates, batch_size, action_dim + obs_dim + 1)
+            starts, restarts = draw(len(rows), (2, model_updates, batch_size))
+            real_indices = draw(len(train_rows), (model_updates, args.num_elites, batch_size))
+            elites = draw(args.num_elites, (model_updates, batch_size))
+            noise = normal(model_updates, batch_size, action_dim + obs_dim + 1)
             for i, draws in enumerate(zip(restarts, real_indices, elites, noise, strict=True)):
                 if i % args.rollout_length == 0:
                     observations = rows[starts[i], :obs_dim]
                 observations, model_metrics = model_step(observations, *draws)
                 history.append(torch.stack(list(model_metrics.values())))
             metrics |= summarize(model_metrics, history)
-            metrics["charts/model_SPS"] = num_model_updates / (time.monotonic() - start_time)
+            metrics["charts/model_SPS"] = model_updates / (time.monotonic() - start_time)
         if use_model:
             metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean().item()
 
@@ -677,7 +681,7 @@ def main(args: Args) -> dict:
         bar.update()
 
     bar.close()
-    run.save_arrays("policy.npz", to_numpy(agent.actor))
+    run.save_arrays("policy.npz", to_numpy(agent.policy))
     if args.save_model and use_model:
         run.save_arrays("dynamics.npz", to_numpy(dynamics) | {"adv_weight": args.adv_weight})
     result = run.finish()
@@ -694,14 +698,15 @@ def summarize(names: Iterable[str], history: list[Tensor]) -> dict[str, float]:
     return {name: largest if "/max_" in name else mean for name, mean, largest in columns}
 
 
-def clone_behaviour(actor: Actor, rows: Tensor, obs_dim: int, args: Args) -> None:
+def clone_behaviour(agent: Agent, rows: Tensor, obs_dim: int, args: Args) -> None:
     """Warm-starts the policy by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
-    optimizer = torch.optim.Adam(actor.parameters(), lr=args.policy_lr, fused=True)
+    optimizer = torch.optim.Adam(agent.actor.parameters(), lr=args.policy_lr, fused=True)
     for _ in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
         for indices in torch.randperm(len(rows), device=rows.device).split(args.batch_size):
             batch = split_rows(rows[indices], obs_dim)
             pre_tanh = arctanh(clip(batch.actions, -0.999, 0.999))  # an action at +-1 has no finite log pi
-            adam_step(optimizer, -squashed_log_prob(*actor(batch.observations), pre_tanh).mean())
+            adam_step(optimizer, -squashed_log_prob(*agent.actor(batch.observations), pre_tanh).mean())
+    agent.policy.load_state_dict(agent.actor.state_dict())
 
 
 class CudaGraph:
@@ -779,7 +784,7 @@ def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "check
 
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs policy_average
 checkpoint_minutes eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
@@ -858,7 +863,7 @@ def check_args(args: Args, announce: bool = False) -> None:
     compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
     rules = {
         "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
-        "--gamma must be below 1": args.gamma < 1,
+        "--gamma and --policy-average must be below 1": max(args.gamma, args.policy_average) < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--real-ratio must leave a row of the dataset and one of the model in each batch, or be 0 or 1":
             num_real in (0, args.batch_size) or 0.5 < num_real < args.batch_size - 0.5,
@@ -1184,7 +1189,7 @@ def evaluate(policy: Callable, envs: gym.vector.VectorEnv, seed: int | list[int]
 
 
 class NumpyAgent(NamedTuple):
-    """Actor and critics for the processes that evaluate."""
+    """Policy and critics for the processes that evaluate."""
 
     weights: dict[str, np.ndarray]  # of to_numpy
     obs_mean: np.ndarray
@@ -1202,7 +1207,7 @@ class NumpyAgent(NamedTuple):
 
     def mode(self, observations: np.ndarray) -> np.ndarray:
         """The policy's mode [n, A] at un-normalised observations [n, O]."""
-        mean, _ = np.split(self.network("actor", self.normalized(observations)), 2, -1)
+        mean, _ = np.split(self.network("policy", self.normalized(observations)), 2, -1)
         return np.tanh(mean)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
@@ -1214,7 +1219,7 @@ class NumpyAgent(NamedTuple):
 def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     """A run's policy.npz as a function of observations [O] or [n, O]: the mode's actions, in the environment's bounds."""
     with explain(f"{path} holds no policy that can be read"), np.load(path, allow_pickle=False) as file:
-        weights = {f"actor.{name}": file[name] for name in file.files}
+        weights = {f"policy.{name}": file[name] for name in file.files}
         agent = NumpyAgent(weights, file["obs_mean"], file["obs_std"])
         low, high = file["action_low"], file["action_high"]
     return lambda observations: np.clip(low + (agent.mode(observations) + 1) / 2 * (high - low), low, high).astype(low.dtype)

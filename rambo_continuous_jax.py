@@ -101,6 +101,7 @@ class Args:
     num_critics: int = 2  # Q-functions; the smallest of their values counts
     alpha: float = 1.0  # the temperature (entropy bonus): its initial value, or its fixed value with --no-autotune
     autotune: bool = True  # learn the temperature so that the policy's entropy approaches -action_dim
+    policy_average: float = 0.0  # evaluate and save an average of the policy: the share of it that an iteration keeps
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
@@ -214,10 +215,11 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(NamedTuple):
-    """Actor, critics, target critics and temperature."""
+    """Actor and critics; averages of both: the policy, which is evaluated and saved but trains nothing, and the target critics."""
 
     actor: Actor
     critic: Critic
+    policy: Actor
     target_critic: Critic
     log_alpha: Tensor
 
@@ -225,7 +227,7 @@ class Agent(NamedTuple):
 def init_agent(key: Tensor, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2) -> Agent:
     rngs = nnx.Rngs(key)
     actor, critic = Actor(obs_dim, action_dim, rngs), Critic(obs_dim, action_dim, rngs, n=num_critics)
-    return Agent(actor, critic, jax.tree.map(jnp.copy, critic), log(jnp.float32(alpha)))
+    return Agent(actor, critic, *jax.tree.map(jnp.copy, (actor, critic)), log(jnp.float32(alpha)))
 
 
 class Dynamics(nnx.Module):
@@ -483,7 +485,7 @@ def update_agent(
         "losses/entropy": -log_probs.mean(),
     }
     optimizers = optimizers | {"actor": actor_optimizer, "critic": critic_optimizer, "alpha": alpha_optimizer}
-    return Agent(actor, critic, target_critic, log_alpha), optimizers, metrics
+    return Agent(actor, critic, agent.policy, target_critic, log_alpha), optimizers, metrics
 
 
 # ALGO LOGIC: RAMBO, the adversarial model update
@@ -558,9 +560,8 @@ def update_model(
 
     Rollouts that terminate go on from restarts [B, O]: the critic was never trained at states past a terminal.
     """
-    gradients, (next_observations, terminals, metrics) = jax.grad(model_loss, has_aux=True)(
-        dynamics, agent, observations, real, elites, noise, end_step, args
-    )
+    inputs = dynamics, agent, observations, real, elites, noise, end_step, args
+    gradients, (next_observations, terminals, metrics) = jax.grad(model_loss, has_aux=True)(*inputs)
     dynamics, optimizer = adam_step(dynamics, optimizer, gradients, args.model_lr)
     observations = where(terminals[..., None], restarts, next_observations)
     return dynamics, optimizer, observations, metrics | {"model/grad_norm": optax.tree.norm(gradients)}
@@ -594,9 +595,8 @@ def train_iteration(
     """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics."""
     agent, dynamics, optimizers, buffer, key = state
     obs_dim, action_dim = holdout.observations.shape[-1], holdout.actions.shape[-1]
-    num_updates, batch_size, num_holdout = args.updates_per_iteration, args.batch_size, len(holdout.rewards)
-    num_model_updates = args.model_updates_per_iteration or num_updates
-    num_real = round(args.real_ratio * batch_size)
+    num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
+    model_updates = args.model_updates_per_iteration or num_updates
     key, rollout_key, *agent_keys = jax.random.split(key, 5)
     key, *model_keys = jax.random.split(key, 6)
     metrics, use_model = {}, args.real_ratio < 1
@@ -621,6 +621,7 @@ def train_iteration(
     )
     (agent, optimizers), agent_metrics = scan_updates(agent_step, (agent, optimizers), draws)
     metrics |= agent_metrics
+    policy = jax.tree.map(lambda old, new: new + args.policy_average * (old - new), agent.policy, agent.actor)
 
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
@@ -633,12 +634,12 @@ def train_iteration(
 
     if use_model and args.adv_weight > 0:
         draws = (
-            jnp.arange(num_model_updates),
-            jax.random.randint(model_keys[0], (num_model_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[1], (num_model_updates, batch_size), 0, len(rows)),
-            jax.random.randint(model_keys[2], (num_model_updates, args.num_elites, batch_size), num_holdout, len(rows)),
-            jax.random.randint(model_keys[3], (num_model_updates, batch_size), 0, args.num_elites),
-            jax.random.normal(model_keys[4], (num_model_updates, batch_size, action_dim + obs_dim + 1)),
+            jnp.arange(model_updates),
+            jax.random.randint(model_keys[0], (model_updates, batch_size), 0, len(rows)),
+            jax.random.randint(model_keys[1], (model_updates, batch_size), 0, len(rows)),
+            jax.random.randint(model_keys[2], (model_updates, args.num_elites, batch_size), len(holdout.rewards), len(rows)),
+            jax.random.randint(model_keys[3], (model_updates, batch_size), 0, args.num_elites),
+            jax.random.normal(model_keys[4], (model_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers["model"], jnp.zeros((batch_size, obs_dim))
         (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
@@ -646,7 +647,7 @@ def train_iteration(
         metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
-    return TrainState(agent, dynamics, optimizers, buffer, key), metrics
+    return TrainState(agent._replace(policy=policy), dynamics, optimizers, buffer, key), metrics
 
 
 def main(args: Args) -> list[dict]:
@@ -711,7 +712,7 @@ def main(args: Args) -> list[dict]:
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")
         dynamics = jax.vmap(Dynamics.keep_members)(dynamics, elites)
     if not resume:
-        agent = agent._replace(actor=clone_behaviour(agent.actor, clone_keys, rows, obs_dim, args))
+        agent = clone_behaviour(agent, clone_keys, rows, obs_dim, args)
         if args.save_model and use_model:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
     learnt = {"actor": agent.actor, "critic": agent.critic, "alpha": agent.log_alpha, "model": dynamics}
@@ -753,7 +754,7 @@ def main(args: Args) -> list[dict]:
     bar.close()
     results = []
     for i, run in runs.items():
-        run.save_arrays("policy.npz", to_numpy(take(state.agent.actor, i)))
+        run.save_arrays("policy.npz", to_numpy(take(state.agent.policy, i)))
         if args.save_model and use_model:
             run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)) | {"adv_weight": args.adv_weight})
         results.append(run.finish())
@@ -765,7 +766,7 @@ def main(args: Args) -> list[dict]:
 
 
 # What main needs beside the algorithm
-def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Actor:
+def clone_behaviour(agent: Agent, keys: Tensor, rows: Tensor, obs_dim: int, args: Args) -> Agent:
     """Warm-starts the policies [S, ...] by maximum likelihood on the dataset, reshuffled every epoch (--bc-epochs)."""
 
     def loss(actor: Actor, batch: Batch) -> Tensor:
@@ -779,10 +780,10 @@ def clone_behaviour(actor: Actor, keys: Tensor, rows: Tensor, obs_dim: int, args
 
         return scan_batches(update, carry, jax.random.permutation(key, len(rows)), args.batch_size)
 
-    state, epoch = (actor, jax.vmap(adam_init)(actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
+    state, epoch = (agent.actor, jax.vmap(adam_init)(agent.actor)), jit(jax.vmap(epoch, (0, 0, None)), args)
     for i in tqdm(range(args.bc_epochs), desc="Behaviour cloning", disable=not args.bc_epochs, dynamic_ncols=True):
         state = epoch(state, fold_in(keys, i), rows)
-    return state[0]
+    return agent._replace(actor=state[0], policy=jax.tree.map(jnp.copy, state[0]))
 
 
 def take(tree, i: int):
@@ -885,7 +886,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
 
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
-MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs
+MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs policy_average
 checkpoint_minutes eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
@@ -964,7 +965,7 @@ def check_args(args: Args, announce: bool = False) -> None:
     compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
     rules = {
         "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
-        "--gamma must be below 1": args.gamma < 1,
+        "--gamma and --policy-average must be below 1": max(args.gamma, args.policy_average) < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--real-ratio must leave a row of the dataset and one of the model in each batch, or be 0 or 1":
             num_real in (0, args.batch_size) or 0.5 < num_real < args.batch_size - 0.5,
@@ -1290,7 +1291,7 @@ def evaluate(policy: Callable, envs: gym.vector.VectorEnv, seed: int | list[int]
 
 
 class NumpyAgent(NamedTuple):
-    """Actor and critics for the processes that evaluate."""
+    """Policy and critics for the processes that evaluate."""
 
     weights: dict[str, np.ndarray]  # of to_numpy
     obs_mean: np.ndarray
@@ -1308,7 +1309,7 @@ class NumpyAgent(NamedTuple):
 
     def mode(self, observations: np.ndarray) -> np.ndarray:
         """The policy's mode [n, A] at un-normalised observations [n, O]."""
-        mean, _ = np.split(self.network("actor", self.normalized(observations)), 2, -1)
+        mean, _ = np.split(self.network("policy", self.normalized(observations)), 2, -1)
         return np.tanh(mean)
 
     def value(self, observations: np.ndarray) -> np.ndarray:
@@ -1320,7 +1321,7 @@ class NumpyAgent(NamedTuple):
 def load_policy(path: str | Path) -> Callable[[np.ndarray], np.ndarray]:
     """A run's policy.npz as a function of observations [O] or [n, O]: the mode's actions, in the environment's bounds."""
     with explain(f"{path} holds no policy that can be read"), np.load(path, allow_pickle=False) as file:
-        weights = {f"actor.{name}": file[name] for name in file.files}
+        weights = {f"policy.{name}": file[name] for name in file.files}
         agent = NumpyAgent(weights, file["obs_mean"], file["obs_std"])
         low, high = file["action_low"], file["action_high"]
     return lambda observations: np.clip(low + (agent.mode(observations) + 1) / 2 * (high - low), low, high).astype(low.dtype)
