@@ -204,7 +204,7 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(nn.Module):
-    """Actor and critics; averages of both: the policy, which is evaluated and saved but trains nothing, and the target critics."""
+    """Actor and critics, and an average of each: the policy, which is evaluated and saved alone, and the target critics."""
 
     def __init__(self, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2):
         super().__init__()

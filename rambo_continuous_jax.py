@@ -215,7 +215,7 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(NamedTuple):
-    """Actor and critics; averages of both: the policy, which is evaluated and saved but trains nothing, and the target critics."""
+    """Actor and critics, and an average of each: the policy, which is evaluated and saved alone, and the target critics."""
 
     actor: Actor
     critic: Critic

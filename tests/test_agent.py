@@ -232,9 +232,9 @@ def test_behaviour_cloning_recovers_the_mean_and_spread_of_the_data():
     actions = torch.tanh(0.5 * observations + 0.3 * torch.randn(4000, 1))
     rows = torch.cat([observations, actions, torch.zeros(4000, 1), observations, torch.zeros(4000, 1)], 1)
     rows[::50, 1] = 1.0  # saturated actions have no finite log pi and must do no harm
-    actor = rambo.Actor(1, 1)
-    rambo.clone_behaviour(actor, rows, 1, rambo.Args(bc_epochs=15, policy_lr=1e-3))
+    agent = rambo.Agent(1, 1, alpha=1.0)
+    rambo.clone_behaviour(agent, rows, 1, rambo.Args(bc_epochs=15, policy_lr=1e-3))
     x = torch.linspace(-1, 1, 9).unsqueeze(1)
-    mean, log_std = actor(x)
+    mean, log_std = agent.policy(x)
     assert (mean - 0.5 * x).abs().max() < 0.35
     assert 0.2 < log_std.exp().mean() < 0.8

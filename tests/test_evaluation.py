@@ -37,12 +37,13 @@ def test_the_numpy_policy_is_the_network(name):
     observations, mean, std = rng.normal(3, 5, (100, 11)), rng.normal(size=11), rng.uniform(0.5, 2, 11)
     states = ((observations - mean) / std).astype(np.float32)
     if "jax" in name:
-        agent = rambo.init_agent(jax.random.PRNGKey(0), 11, 3, 1.0)
+        agent = rambo.init_agent(jax.random.PRNGKey(0), 11, 3, 1.0)._replace(actor=None)
     else:
         torch.manual_seed(0)
         agent, states = rambo.Agent(11, 3, 1.0), torch.as_tensor(states)
+        agent.actor = None
     with torch.no_grad():
-        actions = agent.actor.mode(states)
+        actions = agent.policy.mode(states)
         values = np.asarray(agent.critic(states, actions)).min(0)
     numpy_agent = rambo.NumpyAgent(rambo.to_numpy(agent), mean, std)
     ours = numpy_agent.mode(observations), numpy_agent.value(observations)

@@ -104,7 +104,7 @@ def trace_jax(folder, *flags):
     rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
     args = in_jax.parse_args(["--env-id", "Pendulum-v1", *map(str, [*FLAGS, *flags])])
     buffer = jnp.zeros((RETAIN if args.real_ratio < 1 else 0, K * args.rollout_batch_size, rows.shape[1]))
-    agent, optimizers = in_jax.Agent(None, None, None, 0), dict.fromkeys(("actor", "critic", "alpha", "model"))
+    agent, optimizers = in_jax.Agent(None, None, None, None, 0), dict.fromkeys(("actor", "critic", "alpha", "model"))
     state, holdout = in_jax.TrainState(agent, 0, optimizers, buffer, jax.random.PRNGKey(1)), in_jax.split_rows(rows, OBS_DIM)
     holdout, calls = in_jax.Batch(*(column[:NUM_HOLDOUT] for column in holdout)), []
     fakes = dict(rollout_models=number_rows, update_agent=count_agent, update_model=count_model)
@@ -328,7 +328,7 @@ def one_update(request, tmp_path_factory):
         patch.setattr(rambo, "NumpyAgent", watch_agent)
         patch.setattr(rambo, "rollout_models", watch_rollout)
         run = read_run(run_here(rambo, *ONE_UPDATE))
-    return SimpleNamespace(agents=agents, num_rows=num_rows, **vars(run))
+    return SimpleNamespace(rambo=rambo, agents=agents, num_rows=num_rows, **vars(run))
 
 
 def test_each_part_learns_with_its_own_rate(one_update):
@@ -342,6 +342,31 @@ def test_each_part_learns_with_its_own_rate(one_update):
     rates = {"actor": actor, "alpha": largest["log_alpha"], "critic": critic, "model": model}
     expected = {"actor": 1e-3, "alpha": 1e-3, "critic": 2e-3, "model": 4e-3}
     assert rates == pytest.approx(expected, rel=0.01)
+
+
+def test_the_policy_that_is_evaluated_and_saved_is_the_actor_or_its_average(one_update, tmp_path, monkeypatch):
+    def split(agent):
+        return (
+            {k.split(".", 1)[1]: v for k, v in agent.weights.items() if k.split(".")[0] == part}
+            for part in ("policy", "actor")
+        )
+
+    for policy, actor in map(split, one_update.agents):
+        assert actor.keys() == policy.keys() and all(np.array_equal(policy[name], actor[name]) for name in actor)
+    agents, agent_class = [], one_update.rambo.NumpyAgent
+    monkeypatch.setattr(one_update.rambo, "NumpyAgent", lambda *parts: agents.append(agent_class(*parts)) or agents[-1])
+    monkeypatch.chdir(tmp_path)
+    write_hdf5(Path("pendulum.hdf5"), pendulum_log())
+    flags = ["--policy-average", 0.75, "--policy-lr", 1e-2, "--eval-interval", 1, "--bc-epochs", 1]
+    run = read_run(run_here(one_update.rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, *flags))
+    (expected, actor), *later = map(split, agents)
+    assert len(later) == 2 and all(np.array_equal(expected[name], actor[name]) for name in actor), "both are the clone"
+    for policy, actor in later:
+        expected = {name: 0.75 * expected[name] + 0.25 * actor[name] for name in actor}
+        for name, values in expected.items():
+            np.testing.assert_allclose(policy[name], values, atol=1e-6)
+    assert all(np.array_equal(run.policy[name], policy[name]) for name in policy)
+    assert abs(policy["fc3.weight"] - actor["fc3.weight"]).max() > 1e-2
 
 
 def test_rollouts_start_from_all_rows_and_end_by_the_rule_for_states_as_they_are(one_update):

@@ -491,11 +491,12 @@ def test_behaviour_cloning_is_the_same(agents, monkeypatch):
     monkeypatch.setattr(torch, "randperm", lambda n, device: to_torch(order))
     monkeypatch.setattr(jax.random, "permutation", lambda key, n: jnp.asarray(order))
     args, jax_args = (script.Args(**ARGS, bc_epochs=2) for script in (in_torch, in_jax))
-    in_torch.clone_behaviour(agent.actor, to_torch(rows), OBS_DIM, args)
-    actor, keys = jax.tree.map(lambda x: x[None], jax_agent.actor), jax.random.split(jax.random.PRNGKey(0), 1)
-    actor = in_jax.clone_behaviour(actor, keys, jnp.asarray(rows), OBS_DIM, jax_args)
-    assert_nearly_same_weights(in_jax.take(actor, 0), agent.actor, 6, ARGS["policy_lr"])
-    assert not np.allclose(jax_agent.actor.fc3.bias, actor.fc3.bias[0], atol=1e-4), "it has moved"
+    in_torch.clone_behaviour(agent, to_torch(rows), OBS_DIM, args)
+    clones, keys = jax.tree.map(lambda x: x[None], jax_agent), jax.random.split(jax.random.PRNGKey(0), 1)
+    clones = in_jax.clone_behaviour(clones, keys, jnp.asarray(rows), OBS_DIM, jax_args)
+    for name in ("actor", "policy"):
+        assert_nearly_same_weights(in_jax.take(getattr(clones, name), 0), getattr(agent, name), 6, ARGS["policy_lr"])
+    assert not np.allclose(jax_agent.actor.fc3.bias, clones.actor.fc3.bias[0], atol=1e-4), "it has moved"
 
 
 def test_every_termination_rule_says_the_same_for_tensors_and_arrays():
