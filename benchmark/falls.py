@@ -151,7 +151,7 @@ def model_falls(run: Trained, states: np.ndarray, samples: int = 20) -> np.ndarr
     def share(states: jax.Array, key: jax.Array) -> jax.Array:
         def step(carry: tuple, key: jax.Array) -> tuple:
             observations, fallen = carry  # [E, T * samples, ...]: each rollout stays in one elite
-            mean, log_var = run.dynamics(observations, run.agent.actor.mode(observations))
+            mean, log_var = run.dynamics(observations, run.agent.policy.mode(observations))
             sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(key, mean.shape)
             observations = observations + jnp.where(fallen[..., None], 0, sample[..., :-1])
             return (observations, fallen | terminated(observations)), None

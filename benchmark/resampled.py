@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).parent
 DATASETS = [f"{body}-{quality}-v2" for quality in ("medium", "random") for body in ("hopper", "halfcheetah", "walker2d")]
 SCORE, GAP, LAST = "charts/normalized_score", "charts/value_gap", 10
-PAPER, HALT, CLONING = "paper's setting", "long rollouts that halt", "behaviour cloning"
-COLORS = {PAPER: "#c0392b", HALT: "#2471a3"}
+PAPER, OURS, SINGLE, CLONING = "paper's setting", "our setting", "without the average", "behaviour cloning"
+COLORS = {PAPER: "#c0392b", SINGLE: "#5dade2", OURS: "#1b4f72"}
 PUBLISHED = pd.read_csv(HERE / "published.csv", index_col="dataset", dtype=str).fillna("")
 
 
@@ -28,9 +28,11 @@ def kind_of(args: dict) -> str | None:
     """Which of the compared settings these arguments are."""
     if args["total_iterations"] == 0:
         return CLONING
+    average = args.get("policy_average", 0)
     if args.get("halt_outside"):
-        return HALT if args["adv_weight"] == 0 and args["rollout_length"] == 20 else None
-    return PAPER if args["rollout_batch_size"] == 50_000 and args.get("model_updates_per_iteration") is None else None
+        return (OURS if average else SINGLE) if args["adv_weight"] == 0 and args["rollout_length"] == 20 else None
+    long = args["rollout_batch_size"] != 50_000
+    return None if long or average or args.get("model_updates_per_iteration") else PAPER
 
 
 def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
@@ -59,16 +61,17 @@ def summary(runs: dict[int, pd.DataFrame] | None) -> str:
 
 
 def table(results: dict) -> str:
-    lines = [f"| dataset | {CLONING} | RAMBO, {PAPER} | {HALT} | the paper | OfflineRL-Kit |", "|---|---|---|---|---|---|"]
+    lines = [f"| dataset | {CLONING} | RAMBO, {PAPER} | {OURS} | the paper | OfflineRL-Kit |", "|---|---|---|---|---|---|"]
     for dataset, found in results.items():
-        cells = [summary(found.get(kind)) for kind in (CLONING, PAPER, HALT)]
+        cells = [summary(found.get(kind)) for kind in (CLONING, PAPER, OURS)]
         lines.append(f"| {dataset} | {' | '.join(cells)} | {' | '.join(PUBLISHED.loc[dataset, ['RAMBO', 'OfflineRL-Kit']])} |")
     return "\n".join(lines)
 
 
-def draw_curves(axis: plt.Axes, found: dict, column: str) -> None:
+def draw_curves(axis: plt.Axes, found: dict, column: str, kinds: tuple = (PAPER, OURS)) -> None:
     """Thin seeds and, where there are several, their mean over the iterations that all have."""
-    for kind, color in COLORS.items():
+    for kind in kinds:
+        color = COLORS[kind]
         curves = [rows.set_index("iteration")[column] for rows in found.get(kind, {}).values()]
         for curve in curves:
             axis.plot(curve.index, curve, color=color, linewidth=0.7, alpha=0.45)
@@ -106,8 +109,8 @@ def draw_gaps(results: dict, path: Path) -> None:
     size = (3.7 * len(medium), 5.2)
     figure, axes = plt.subplots(2, len(medium), figsize=size, layout="constrained", sharex="col", squeeze=False)
     for column, dataset in zip(axes.T, medium, strict=True):
-        draw_curves(column[0], results[dataset], SCORE)
-        draw_curves(column[1], results[dataset], GAP)
+        draw_curves(column[0], results[dataset], SCORE, (PAPER, SINGLE, OURS))
+        draw_curves(column[1], results[dataset], GAP, (PAPER, SINGLE, OURS))
         column[1].axhline(0, color="0.4", linewidth=0.8)
         column[0].set_title(dataset, fontsize=11)
         column[1].set_xlabel("iteration")
