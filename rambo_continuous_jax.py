@@ -1562,7 +1562,7 @@ class RunFolder:
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""
         if str(checkpoint["settings"]) != self.settings:
-            raise InputError(f"--resume {self.folder}: its checkpoint belongs to another run or dataset")
+            raise InputError(f"--resume {self.folder}: its checkpoint is of another run, dataset or version")
         if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")
 

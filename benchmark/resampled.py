@@ -41,7 +41,7 @@ def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
     if path.exists():
         methods = json.loads(path.with_suffix(".args.json").read_text(encoding="utf-8"))["methods"]
         for (method, seed), rows in pd.read_csv(path).groupby(["method", "seed"]):
-            if kind := kind_of(methods[method]["args"]):
+            if kind := kind_of(methods[method]["args"]):  # Walker2d's seeds of 60 epochs come after those of 25, and count
                 found.setdefault(kind, {})[seed] = rows.dropna(subset=[SCORE])
     return found
 

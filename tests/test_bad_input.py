@@ -387,7 +387,7 @@ def test_a_checkpoint_of_another_run(rambo, two_runs):
 def test_resuming_with_another_dataset_in_the_same_place(rambo, two_runs):
     two_runs(rambo)
     write_hdf5(Path("pendulum.hdf5"), pendulum_log(seed=1))
-    assert_matches(refused(rambo, "--resume", "run1"), "another run or dataset")
+    assert_matches(refused(rambo, "--resume", "run1"), "another run, dataset or version")
 
 
 @TWO_RUNS

@@ -426,7 +426,7 @@ def test_a_refused_resume_leaves_the_runs_arguments_alone(rambo):
     folder = run_here(rambo, *PENDULUM)
     before = (folder / "args.json").read_text()
     write_hdf5(Path("other.hdf5"), pendulum_log(seed=1))
-    with pytest.raises(rambo.InputError, match="another run or dataset"):
+    with pytest.raises(rambo.InputError, match="another run, dataset or version"):
         run_here(rambo, "--resume", folder, "--dataset-path", "other.hdf5")
     assert (folder / "args.json").read_text() == before
 
