@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # D4RL's medium and random datasets, recorded again (datasets/README.md, "Resampled"): RAMBO with the script's own (k, lambda),
-# which are the paper's, and behaviour cloning. The files, collected/resampled/hopper_medium-v2.hdf5 and so on, are made first
+# which are the paper's, with our setting (runaway_values.md), and behaviour cloning. The files, collected/resampled/hopper_medium-v2.hdf5 and so on, are made first
 # where they are missing: medium from a D4RL file of that body with its policy (two episodes of it are enough), found in
 # $D4RL_DATASET_DIR or ~/.d4rl/datasets as hopper_medium-v2.hdf5; random from nothing.
 #   ITERATIONS=300, EPOCHS=150   of training; of pretraining, at most
@@ -15,8 +15,9 @@ DATASETS=${DATASETS:-hopper-medium-v2 walker2d-medium-v2 halfcheetah-medium-v2 h
 SOURCES=${D4RL_DATASET_DIR:-$HOME/.d4rl/datasets}
 run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${SCRIPT:-rambo_continuous_jax.py}" \
   --total-iterations "${ITERATIONS:-300}" --model-max-pretrain-epochs "${EPOCHS:-150}" "$@")
-METHODS=(""                                                      # RAMBO
-  "--real-ratio 1 --bc-epochs 50 --total-iterations 0")          # behaviour cloning
+METHODS=("" # the paper's setting, ours, behaviour cloning
+  "--rollout-length 20 --rollout-batch-size 12500 --adv-weight 0 --halt-outside --policy-average 0.9 --total-iterations 100"
+  "--real-ratio 1 --bc-epochs 50 --total-iterations 0")
 
 file_of() { # ENV_ID: the name that D4RL gives its file
   local name=${1%-v2}
