@@ -368,7 +368,7 @@ def test_a_terminal_that_knows_only_ascii():
 
 # The number of commands with one seed and with all of them
 LISTS = {"table1": (12, 60), "table3": (48, 240), "neurips": (12, 60), "ablations": (27, 135)}
-LISTS |= {"own_logs": (8, 32), "resampled": (12, 28)}
+LISTS |= {"own_logs": (8, 32), "resampled": (18, 42)}
 
 
 @pytest.fixture
@@ -452,11 +452,13 @@ def test_resampled_files_are_made_first_where_missing_and_their_runs_keep_the_de
         made.format("/d4rl/hopper_never_medium-v2.hdf5", "hopper_never_medium-v2.hdf5"),
         made.format("walker2d-never-random-v2", "walker2d_never_random-v2.hdf5"),
     ]
-    assert len(lines) == 2 + 12
+    assert len(lines) == 2 + 18
     for job in read_list(lines_of("resampled")):
         args, paper = job.seeds[0], rambo_continuous.parse_args(["--env-id", job.seeds[0]["env_id"]])
         assert args["dataset_path"] == f"collected/resampled/{args['env_id'].removesuffix('-v2').replace('-', '_')}-v2.hdf5"
-        assert (args["rollout_length"], args["adv_weight"]) == (paper.rollout_length, paper.adv_weight)
+        ours = args["halt_outside"] and args["policy_average"] == 0.9 and args["total_iterations"] == 100
+        expected = (20, 0) if ours else (paper.rollout_length, paper.adv_weight)
+        assert (args["rollout_length"], args["adv_weight"]) == expected
 
 
 def test_longer_rollouts_add_as_many_rows_and_leave_the_methods_without_a_model_alone(lines_of):
