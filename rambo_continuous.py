@@ -320,8 +320,8 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     update = CudaGraph(update) if args.cudagraphs and train_rows.is_cuda else update
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=train_rows.device)
     best_errors = torch.full((args.num_models,), math.inf, device=train_rows.device)  # the first epoch always improves
-    best_weights = [weight.detach().clone() for weight in dynamics.layers.parameters()]
-    parts, best = (dynamics, optimizer), (best_errors, *best_weights)
+    best_layers = copy.deepcopy(dynamics.layers).requires_grad_(False)
+    parts, best = (dynamics, optimizer, best_layers), (best_errors,)
     resume = run and args.resume
     first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt") if resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
@@ -335,7 +335,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
             return errors
         improved = errors < 0.99 * best_errors
         best_errors.copy_(where(improved, errors, best_errors))
-        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
+        for kept, weight in zip(best_layers.parameters(), dynamics.layers.parameters(), strict=True):
             kept.copy_(where(improved[:, None, None], weight.detach(), kept))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
@@ -345,9 +345,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if run and run.checkpoint_is_due():
             save_checkpoint(run, 0, parts, best, "pretraining.pt", (i + 1, epochs_since_improvement))
     bar.close()
-    with torch.no_grad():
-        for kept, weight in zip(best_weights, dynamics.layers.parameters(), strict=True):
-            weight.copy_(kept)
+    dynamics.layers.load_state_dict(best_layers.state_dict())
     return best_errors
 
 
@@ -395,7 +393,7 @@ def rollout_models(
         sample = mean + exp(0.5 * log_var) * torch.randn_like(mean)
         next_observations = observations + sample[..., :-1]
         rewards, terminals = (x[..., None] for x in end_step(sample[..., -1], next_observations))
-        step = concatenate([observations, actions, rewards, next_observations, terminals.float()], -1)
+        step = concatenate([observations, actions, rewards, next_observations, terminals], -1)
         steps.append(step.flatten(0, 1))
         restarts = sample_rows(rows, *shape)[..., :obs_dim]
         observations = where(terminals, restarts, next_observations)
@@ -440,7 +438,7 @@ def update_agent(
     adam_step(optimizers["actor"], policy_loss)
     agent.critic.requires_grad_(True)
 
-    alpha, target_entropy = exp(agent.log_alpha.detach()), -batch.actions.shape[-1]
+    alpha, target_entropy = exp(agent.log_alpha), -batch.actions.shape[-1]
     alpha_loss = -(agent.log_alpha * (log_probs.detach() + target_entropy)).mean()
     if args.autotune:
         adam_step(optimizers["alpha"], alpha_loss)

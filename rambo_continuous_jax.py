@@ -423,7 +423,7 @@ def rollout_models(
         sample = mean + exp(0.5 * log_var) * jax.random.normal(sample_key, mean.shape)
         next_observations = observations + sample[..., :-1]
         rewards, terminals = (x[..., None] for x in end_step(sample[..., -1], next_observations))
-        step = concatenate([observations, actions, rewards, next_observations, terminals.astype(float)], -1)
+        step = concatenate([observations, actions, rewards, next_observations, terminals], -1)
         restarts = sample_rows(restart_key, rows, *shape)[..., :obs_dim]
         return where(terminals, restarts, next_observations), step
 
@@ -468,7 +468,8 @@ def update_agent(
     (policy_loss, log_probs), gradients = value_and_grad(actor_loss)(agent.actor, agent, batch.observations, noise[1])
     actor, actor_optimizer = adam_step(agent.actor, optimizers["actor"], gradients, args.policy_lr)
 
-    target_entropy, log_alpha, alpha_optimizer = -batch.actions.shape[-1], agent.log_alpha, optimizers["alpha"]
+    alpha, target_entropy = exp(agent.log_alpha), -batch.actions.shape[-1]
+    log_alpha, alpha_optimizer = agent.log_alpha, optimizers["alpha"]
     alpha_loss, gradient = jax.value_and_grad(lambda x: -(x * (log_probs + target_entropy)).mean())(log_alpha)
     if args.autotune:
         log_alpha, alpha_optimizer = adam_step(log_alpha, alpha_optimizer, gradient, args.policy_lr)
@@ -481,7 +482,7 @@ def update_agent(
         "losses/max_abs_qf_value": abs(values).max(),
         "losses/actor_loss": policy_loss,
         "losses/alpha_loss": alpha_loss,
-        "losses/alpha": exp(agent.log_alpha),
+        "losses/alpha": alpha,
         "losses/entropy": -log_probs.mean(),
     }
     optimizers = optimizers | {"actor": actor_optimizer, "critic": critic_optimizer, "alpha": alpha_optimizer}
@@ -642,8 +643,7 @@ def train_iteration(
             jax.random.normal(model_keys[4], (model_updates, batch_size, action_dim + obs_dim + 1)),
         )
         carry = dynamics, optimizers["model"], jnp.zeros((batch_size, obs_dim))
-        (dynamics, optimizer, _), model_metrics = scan_updates(model_step, carry, draws)
-        optimizers = optimizers | {"model": optimizer}
+        (dynamics, optimizers["model"], _), model_metrics = scan_updates(model_step, carry, draws)
         metrics |= model_metrics
     if use_model:
         metrics["model/holdout_mse"] = holdout_errors(dynamics, holdout).mean()
