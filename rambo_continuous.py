@@ -755,7 +755,7 @@ def save_checkpoint(run: "Run", iteration: int, parts: tuple, tensors: tuple, na
     """Everything that the run needs to go on as if it had never stopped; evaluations under way are waited for."""
     checkpoint = run.state(iteration) | {
         "states": [part.state_dict() for part in parts],
-        "tensors": tensors,  # the model's rollouts, where they are kept; of pretraining the best weights
+        "tensors": tensors,  # the model's rollouts, where they are kept; of pretraining the best errors
         "progress": progress,  # of pretraining
         "rng_state": torch.get_rng_state(),
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
