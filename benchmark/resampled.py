@@ -82,7 +82,8 @@ def draw_curves(axis: plt.Axes, found: dict, column: str, kinds: tuple = (PAPER,
 
 def draw_scores(results: dict, path: Path) -> None:
     """One panel a dataset; the paper's value after 2,000 iterations as a dashed line with its band."""
-    rows, columns = math.ceil(len(results) / 3), min(len(results), 3)
+    columns = 2 if len(results) == 4 else min(len(results), 3)
+    rows = math.ceil(len(results) / columns)
     size = (3.7 * columns, 2.6 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis, (dataset, found) in zip(axes.flat, results.items(), strict=False):
@@ -94,6 +95,8 @@ def draw_scores(results: dict, path: Path) -> None:
         draw_curves(axis, found, SCORE)
         axis.set_title(dataset, fontsize=11)
         axis.set_ylim(-5, 115)
+    for axis in axes.flat[len(results) :]:
+        axis.set_visible(False)
     for axis in axes[-1]:
         axis.set_xlabel("iteration")
     for axis in axes[:, 0]:
