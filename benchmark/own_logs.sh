@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The results on datasets of our own (datasets/README.md): RAMBO, the same without the adversary, our setting
-# (runaway_values.md), SAC on the dataset alone, behaviour cloning. 100 iterations, not the paper's 2,000. The datasets are rebuilt first where they are missing.
+# (runaway_values.md), SAC on the dataset alone, behaviour cloning. 100 iterations, not the paper's 2,000. The datasets are
+# rebuilt first where they are missing.
 #   QUALITY=medium-replay   on Hopper and HalfCheetah; full-replay: on Hopper and Walker2d; medium: on all three
 #   K=5                     steps of a rollout of the first two; K=20 starts fewer, so that an iteration adds as many rows
 # ENVS="hopper" takes one of them, SCRIPT=rambo_continuous.py the torch script.
@@ -22,7 +23,7 @@ run=$(python -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' python "${S
 # The first word names the runs, unless an --exp-name is given
 METHODS=("rambo --adv-weight 3e-4"                                                 # RAMBO
   "frozen_model --adv-weight 0"                                                    # no adversary
-  "ours --adv-weight 0 --rollout-length 20 --rollout-batch-size 12500 --halt-outside --policy-average 0.9"
+  "ours --adv-weight 0 --rollout-length 20 --rollout-batch-size 12500 --halt-outside --policy-average 0.9" # our setting
   "sac --adv-weight 0 --real-ratio 1"                                              # no model data: SAC on the dataset
   "cloning --adv-weight 0 --real-ratio 1 --bc-epochs 50 --total-iterations 0")     # behaviour cloning
 
