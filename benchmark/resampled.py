@@ -41,8 +41,9 @@ def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
     if path.exists():
         methods = json.loads(path.with_suffix(".args.json").read_text(encoding="utf-8"))["methods"]
         for (method, seed), rows in pd.read_csv(path).groupby(["method", "seed"]):
-            if kind := kind_of(methods[method]["args"]):  # Walker2d's seeds of 60 epochs come after those of 25, and count
-                found.setdefault(kind, {})[seed] = rows.dropna(subset=[SCORE])
+            scored = rows.dropna(subset=[SCORE])  # a run that was stopped early may have none
+            if (kind := kind_of(methods[method]["args"])) and len(scored):
+                found.setdefault(kind, {})[seed] = scored  # Walker2d's seeds of 60 epochs come after those of 25, and count
     return found
 
 
