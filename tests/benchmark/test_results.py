@@ -1,6 +1,7 @@
 """What is published comes from the files of the runs: tables and figures are made again, the numbers of the texts computed."""
 
 import csv
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("rliable", reason="benchmark/requirements.txt is not installed")
 import report
+import resampled
 
 BENCHMARK = ROOT / "benchmark"
 FILES = sorted(path for path in (BENCHMARK / "results").glob("*.csv"))
@@ -89,6 +91,16 @@ def test_the_readmes_command_makes_its_table_and_the_figures_of_the_resampled_da
     assert result.returncode == 0, result.stderr
     assert f"\n\n{result.stdout.strip()}\n\n" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(same_picture(name, tmp_path) for name in ("resampled.png", "runaway_values.png"))
+
+
+def test_a_resampled_run_that_has_no_evaluation_yet_is_left_out(tmp_path, monkeypatch):
+    (folder := tmp_path / "results" / "resampled").mkdir(parents=True)
+    methods = {"paper": {"args": {"total_iterations": 300, "rollout_batch_size": 50_000}}}
+    (folder / "hopper-medium-v2.args.json").write_text(json.dumps({"methods": methods}), encoding="utf-8")
+    (folder / "hopper-medium-v2.csv").write_text(f"method,seed,iteration,{resampled.SCORE}\npaper,1,10,50\npaper,2,1,\n")
+    monkeypatch.setattr(resampled, "HERE", tmp_path)
+    found = resampled.read_results("hopper-medium-v2")
+    assert resampled.summary(found[resampled.PAPER]) == "50.0 (1 × 10)"
 
 
 def test_the_command_in_resampled_md_makes_its_tables_again(tmp_path, monkeypatch):
