@@ -6,6 +6,7 @@ Plays the episodes of an evaluation with the policy of a run's last checkpoint (
 the critic's value with the discounted return that follows, with what the learned model says (the share of its rollouts from
 there, with the policy's mode, that end within 10 steps) and with the distance to the nearest state that the run's rollouts
 pass through, in the dataset's standard deviations. Prints the table, writes RUN_DIR/falls.csv and draws RUN_DIR/falls.png.
+Where no episode ends in a fall, the table compares the states where the body moves with those where it is stuck.
 Given such a CSV file it only prints and draws. Given published runs (DATASET.csv) it prints what falls cost: the discounted
 return of evaluations by their score.
 
@@ -43,6 +44,7 @@ from rambo_continuous_jax import Agent, Dynamics, InputError
 HORIZON = 10  # steps in which the model foresees a fall
 BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
 REACH = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20)  # steps of a rollout, the rows of --reach beside its last
+STRETCH = 100  # steps that together are stuck or not
 SCORES = (20, 30, 45, 85)  # where the rows of the other table end
 COLUMNS = "episode step terminated reward value return_to_go model_falls distance usual_distance".split()
 
@@ -248,7 +250,7 @@ def summary(rows: list[dict]) -> str:
     episodes = episodes_of(rows)
     falls = [episode for episode in episodes if episode["terminated"][0]]
     if not falls:
-        return f"None of {len(episodes)} episodes ends in a fall."
+        return stuck_summary(episodes)
     blind = sum(episode["value"][-1] > 10 * episode["reward"][-1] for episode in falls)
     length = np.median([len(episode["step"]) for episode in falls])
     text = f"{len(falls)} of {len(episodes)} episodes end in a fall, after {length:.0f} steps (median). "
@@ -264,6 +266,30 @@ def summary(rows: list[dict]) -> str:
             )
             lines.append([str(before), f"{value:.0f}", f"{following:.0f}", f"{model:.0%}", f"{distance:.2f}"])
     return text + table(header, lines)
+
+
+def stuck_summary(episodes: list[dict[str, np.ndarray]]) -> str:
+    """Medians over the stretches of 100 steps that earn less than a tenth of the best one, which are stuck, and the others."""
+    text = f"None of {len(episodes)} episodes ends in a fall."
+    stretches = [
+        {key: column[start : start + STRETCH] for key, column in episode.items()}
+        for episode in episodes
+        for start in range(0, len(episode["step"]), STRETCH)
+    ]
+    least = 0.1 * max(stretch["reward"].mean() for stretch in stretches)
+    stuck = [stretch for stretch in stretches if stretch["reward"].mean() < least]
+    if not stuck or least < 0:
+        return text
+    lines = []
+    for name, those in (("moves", [s for s in stretches if s["reward"].mean() >= least]), ("is stuck", stuck)):
+        columns = ("reward", "value", "return_to_go", "distance")
+        reward, value, following, distance = (np.median(np.concatenate([s[key] for s in those])) for key in columns)
+        share = f"{len(those) / len(stretches):.0%}"
+        lines.append([name, share, f"{reward:.1f}", f"{value:.0f}", f"{following:.0f}", f"{distance:.2f}"])
+    header = ["the body", f"stretches of {STRETCH} steps", "reward", "critic's value", "discounted return"]
+    header.append(f"distance to the rollouts (usual: {episodes[0]['usual_distance'][0]:.2g})")
+    ends = sum(episode["reward"][-STRETCH:].mean() < least for episode in episodes)
+    return f"{text} {ends} are stuck in the end.\n\n{table(header, lines)}"
 
 
 def score_table(rows: list[dict], after: int) -> str:

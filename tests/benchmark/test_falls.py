@@ -80,6 +80,15 @@ def test_the_table_counts_the_falls_that_the_critic_does_not_see():
     assert "2 of 3 episodes end in a fall, after 3 steps (median). In 1 of them" in text
     assert text.endswith("| 1 | 155 | 3 | 25% | 0.50 |")
     assert falls.summary(standing) == "None of 1 episodes ends in a fall."
+    # a body that cannot fall: of two episodes of 200 steps one is stuck, at a reward of 0.2, from its step 100 on
+    moving, stuck = ([row(i, step, 0, 300.0, 600.0) for step in range(200)] for i in range(2))
+    for stuck_row in stuck[100:]:
+        stuck_row.update(reward="0.2", value="200", return_to_go="-40", distance="0.7")
+    text = falls.summary(moving + stuck)
+    assert text.startswith("None of 2 episodes ends in a fall. 1 are stuck in the end.")
+    moves, is_stuck = text.splitlines()[-2:]
+    assert moves == "| moves | 75% | 3.0 | 300 | 600 | 0.50 |"
+    assert is_stuck == "| is stuck | 25% | 0.2 | 200 | -40 | 0.70 |"
     # after a time limit the critic's value stands for what would follow
     assert falls.returns_to_go(np.array([1.0, 2.0]), 4.0, 0.5).tolist() == [3.0, 4.0]
 
