@@ -209,3 +209,16 @@ def test_numbers_in_the_text_on_paper_length_runs():
             np.array([float(row[name]) for row in rows]) for name in ("charts/normalized_score", "charts/episodic_length")
         )
         assert line.split(" | ")[1].startswith(f"{score.mean():.1f} (") and line.split(" | ")[2] == f"{steps[-1]:,.0f}"
+
+
+STUCK = "halfcheetah_stuck", "7 are stuck in the end", "seven episodes of ten end so"
+FALLS = "hopper_falls", "10 of 10 episodes end in a fall, after 12 steps", "all ten episodes fall after 12 steps"
+
+
+@pytest.mark.parametrize(("name", "found", "told"), [STUCK, FALLS])
+def test_the_tables_of_falls_in_runaway_values_md(name, found, told):
+    text = falls.summary(report.read_csv(BENCHMARK / "results" / "screens" / f"{name}.csv"))
+    page = (BENCHMARK / "runaway_values.md").read_text(encoding="utf-8")
+    assert found in text and told in page
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(rows) >= 3 and all(line in page for line in rows)
