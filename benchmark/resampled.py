@@ -120,7 +120,7 @@ def draw_gaps(results: dict, path: Path) -> None:
         column[1].set_xlabel("iteration")
     axes[0, 0].set_ylabel("normalised score")
     axes[1, 0].set_ylabel("value gap")
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=110)
 
 
