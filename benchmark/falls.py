@@ -276,16 +276,16 @@ def stuck_summary(episodes: list[dict[str, np.ndarray]]) -> str:
         for episode in episodes
         for start in range(0, len(episode["step"]), STRETCH)
     ]
-    least = 0.1 * max(stretch["reward"].mean() for stretch in stretches)
-    stuck = [stretch for stretch in stretches if stretch["reward"].mean() < least]
-    if not stuck or least < 0:
+    rewards = np.array([stretch["reward"].mean() for stretch in stretches])
+    least = 0.1 * rewards.max()
+    if least < 0 or rewards.min() >= least:
         return text
     lines = []
-    for name, those in (("moves", [s for s in stretches if s["reward"].mean() >= least]), ("is stuck", stuck)):
+    for name, those in (("moves", rewards >= least), ("is stuck", rewards < least)):
         columns = ("reward", "value", "return_to_go", "distance")
-        reward, value, following, distance = (np.median(np.concatenate([s[key] for s in those])) for key in columns)
-        share = f"{len(those) / len(stretches):.0%}"
-        lines.append([name, share, f"{reward:.1f}", f"{value:.0f}", f"{following:.0f}", f"{distance:.2f}"])
+        of_those = [stretch for stretch, one in zip(stretches, those, strict=True) if one]
+        reward, value, following, distance = (np.median(np.concatenate([s[key] for s in of_those])) for key in columns)
+        lines.append([name, f"{those.mean():.0%}", f"{reward:.1f}", f"{value:.0f}", f"{following:.0f}", f"{distance:.2f}"])
     header = ["the body", f"stretches of {STRETCH} steps", "reward", "critic's value", "discounted return"]
     header.append(f"distance to the rollouts (usual: {episodes[0]['usual_distance'][0]:.2g})")
     ends = sum(episode["reward"][-STRETCH:].mean() < least for episode in episodes)

@@ -222,3 +222,20 @@ def test_the_tables_of_falls_in_runaway_values_md(name, found, told):
     assert found in text and told in page
     rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     assert len(rows) >= 3 and all(line in page for line in rows)
+
+
+def test_how_often_halfcheetah_gets_stuck():
+    """Means over windows of iterations in resampled.md, and the README's share of episodes, from the published runs."""
+    rows = report.read_csv(BENCHMARK / "results" / "resampled" / "halfcheetah-medium-v2.csv")
+    windows = {}
+    for method, ends in (("RAMBO, k = 5, λ = 0, total_iterations 300, JAX", (50, 100, 150)), (RAMBO, (50, 100, 150, 200))):
+        run = [row for row in rows if row["method"] == method and row[resampled.SCORE]]
+        scores, iterations = (np.array([float(row[key]) for row in run]) for key in (resampled.SCORE, "iteration"))
+        within = [(iterations >= ends[0]) & (iterations <= ends[1])]
+        within += [(low < iterations) & (iterations <= high) for low, high in zip(ends[1:], ends[2:], strict=False)]
+        windows[method] = [scores[chosen].mean() for chosen in within]
+    frozen, paper = windows.values()
+    check_numbers(PAGES["resampled"], f"{frozen[0]:.1f}", "50", "100", f"{frozen[1]:.1f}", "150")
+    check_numbers(PAGES["resampled"], *paper, form=".1f")
+    returns = np.array([[float(x) for x in row["episodic_returns"].split()] for row in run[-10:]])
+    assert 0.3 < (returns < 6500).mean() < 0.37, "the README says a third"
