@@ -14,6 +14,11 @@ return of evaluations by their score.
 
 follows the model's rollouts from states of the dataset for 20 steps instead, of which training sees k: further on nothing has
 told the critic what a state is worth. Its target there is what the model's next step would tell it.
+
+    python benchmark/falls.py runs/RUN --starts 50
+
+plays from states of the dataset instead, 50 at each stage of its episodes: some policies fall after the environment's start
+alone. Writes RUN_DIR/starts.csv, from which it prints the table again.
 """
 
 import csv
@@ -22,6 +27,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +50,11 @@ from rambo_continuous_jax import Agent, Dynamics, InputError
 HORIZON = 10  # steps in which the model foresees a fall
 BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
 REACH = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20)  # steps of a rollout, the rows of --reach beside its last
+STAGES = (0, 5, 10, 20, 50, 100, 1_000_000)  # steps of the dataset's episodes between which --starts begins
 STRETCH = 100  # steps that together are stuck or not
 SCORES = (20, 30, 45, 85)  # where the rows of the other table end
 COLUMNS = "episode step terminated reward value return_to_go model_falls distance usual_distance".split()
+START_COLUMNS = "from_step to_step steps return".split()
 
 
 @dataclass
@@ -63,6 +71,8 @@ class Args:
     """of published runs: evaluations up to this iteration do not count"""
     reach: int = 0
     """of a run folder: follow the model's rollouts for so many steps instead"""
+    starts: int = 0
+    """of a run folder: play so many episodes from each stage of the dataset's episodes instead"""
 
 
 class Trained(NamedTuple):
@@ -120,23 +130,65 @@ def returns_to_go(rewards: np.ndarray, rest: float, gamma: float) -> np.ndarray:
     return result[:-1]
 
 
+def play_on(run: Trained, env, observation: np.ndarray) -> Episode:
+    """From this observation on, where the environment stands."""
+    low, high = env.action_space.low, env.action_space.high
+    observations, rewards, terminated, truncated = [], [], False, False
+    while not terminated and not truncated:
+        observations.append(observation)
+        action = np.clip(low + (run.numpy_agent.mode(observation[None])[0] + 1) / 2 * (high - low), low, high)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(float(reward))
+    rest = 0.0 if terminated else run.numpy_agent.value(observation[None]).item()
+    values = returns_to_go(np.array(rewards), rest, run.args.gamma)
+    return Episode(np.array(observations), np.array(rewards), terminated, values)
+
+
 def play(run: Trained) -> list[Episode]:
     """The episodes with which the run evaluates its last checkpoint."""
     env = rambo.make_env(run.args.env_id, run.args.d4rl_physics)
-    low, high = env.action_space.low, env.action_space.high
-    episodes = []
-    for seed in np.random.SeedSequence([run.args.seed, run.iteration]).generate_state(run.args.eval_episodes).tolist():
-        observation, _ = env.reset(seed=seed)
-        observations, rewards, terminated, truncated = [], [], False, False
-        while not terminated and not truncated:
-            observations.append(observation)
-            action = np.clip(low + (run.numpy_agent.mode(observation[None])[0] + 1) / 2 * (high - low), low, high)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(float(reward))
-        rest = 0.0 if terminated else run.numpy_agent.value(observation[None]).item()
-        values = returns_to_go(np.array(rewards), rest, run.args.gamma)
-        episodes.append(Episode(np.array(observations), np.array(rewards), terminated, values))
-    return episodes
+    seeds = np.random.SeedSequence([run.args.seed, run.iteration]).generate_state(run.args.eval_episodes).tolist()
+    return [play_on(run, env, env.reset(seed=seed)[0]) for seed in seeds]
+
+
+def set_state(env, observation: np.ndarray) -> None:
+    """Puts a D4RL body where the observation [O] says; the distance covered, which is not in it, is 0."""
+    positions = env.unwrapped.model.nq - 1
+    env.reset(seed=0)
+    env.unwrapped.set_state(np.append(0.0, observation[:positions]), observation[positions:])
+
+
+def play_from_dataset(run: Trained, path: str | None, count: int) -> list[dict]:
+    """A row for each episode: those of the evaluation, from step -1, and `count` from each stage. Raises InputError."""
+    if not rambo.is_d4rl_id(run.args.env_id):
+        raise InputError(f"--starts: the observations of {run.args.env_id} are not known to hold the environment's state")
+    env = rambo.make_env(run.args.env_id, run.args.d4rl_physics)
+    data = rambo.read_hdf5(rambo.find_dataset(run.args.env_id, path))
+    ends, row = (data["terminals"].astype(bool) | data["timeouts"].astype(bool)).reshape(-1), np.arange(len(data["terminals"]))
+    steps = row - np.maximum.accumulate(np.where(np.append(True, ends[:-1]), row, 0))
+    episodes = [(-1, -1, episode) for episode in play(run)]
+    for low, high in pairwise(STAGES):
+        rows = np.flatnonzero((low <= steps) & (steps < high))
+        for observation in data["observations"][np.random.default_rng(low).permutation(rows)[:count]]:
+            set_state(env, observation)
+            episodes.append((low, high - 1, play_on(run, env, observation)))
+    return [
+        dict(zip(START_COLUMNS, (low, high, len(episode.rewards), f"{episode.rewards.sum():.1f}"), strict=True))
+        for low, high, episode in episodes
+    ]
+
+
+def starts_table(rows: list[dict]) -> str:
+    """How long episodes last by where they begin."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[int(row["from_step"]), int(row["to_step"])].append(int(row["steps"]))
+    lines = []
+    for (low, high), steps in groups.items():
+        name = f"at step {low} to {high}" if high < STAGES[-1] - 1 else f"from step {low} on"
+        shares = (f"{np.mean(those):.0%}" for those in (np.array(steps) < 30, np.array(steps) >= 1000))
+        lines.append([name if low >= 0 else "in the environment", str(len(steps)), f"{np.median(steps):,.0f}", *shares])
+    return table(["begins", "episodes", "steps (median)", "fewer than 30", "1,000"], lines)
 
 
 def termination(run: Trained):
@@ -340,6 +392,14 @@ def draw(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(args: Args) -> None:
     sys.stdout.reconfigure(encoding="utf-8")
     if args.reach:
@@ -347,22 +407,24 @@ def main(args: Args) -> None:
         return
     if args.source.suffix == ".csv":
         rows, path = read_csv(args.source), args.source
-        if rows and not {*COLUMNS} <= {*rows[0]} and "charts/discounted_return" not in rows[0]:
+        known = COLUMNS, START_COLUMNS, ["charts/discounted_return"]
+        if rows and not any({*columns} <= {*rows[0]} for columns in known):
             raise InputError(f"{args.source} is neither a file of this program nor one of published runs")
     else:
-        rows, path = measure(load_run(args.source, args.dataset_path)), args.output or args.source / "falls.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        run = load_run(args.source, args.dataset_path)
+        path = args.output or args.source / ("starts.csv" if args.starts else "falls.csv")
+        of_run = str(args.dataset_path or run.args.dataset_path or "") or None
+        rows = play_from_dataset(run, of_run, args.starts) if args.starts else measure(run)
+        write_csv(path, START_COLUMNS if args.starts else COLUMNS, rows)
     if not rows:
         raise InputError(f"{args.source} holds no episode")
-    if "charts/discounted_return" in rows[0]:
+    if "from_step" in rows[0]:
+        print(starts_table(rows))
+    elif "charts/discounted_return" in rows[0]:
         print(score_table(rows, args.after))
-        return
-    print(summary(rows))
-    draw(rows, args.figure or path.with_suffix(".png"))
+    else:
+        print(summary(rows))
+        draw(rows, args.figure or path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """benchmark/falls.py: what it measures on a tiny run of each script, its table, its picture, refusals."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import falls
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import HOPPER, ROOT, read_csv, run_as_main, run_here, run_script
+from conftest import HOPPER, ROOT, TINY, read_csv, run_as_main, run_here, run_script
 from flax import nnx
 
 import rambo_continuous
@@ -70,6 +71,36 @@ def test_the_critics_value_and_its_target_along_the_models_rollouts(tmp_path, mo
     assert abs(rewards[0]) < 10, "with gamma 0 the target is the model's reward"
     share = (np.array(tables[1])[0, 3] - rewards[0]) / 5_000
     assert share == pytest.approx(running[1] / 100, abs=0.006), "a step that ends is worth its reward alone"
+
+
+def test_episodes_that_begin_in_the_dataset(tmp_path, monkeypatch):
+    """A state set from an observation goes on as the dataset does; each stage has its episodes; the table from the CSV."""
+    data = rambo_continuous.read_hdf5(rambo_continuous.find_dataset("hopper-mini-v2", None))
+    with closing(rambo_continuous.make_env("hopper-mini-v2")) as env:
+        for i in np.flatnonzero(abs(data["observations"]).max(1) < 5)[:500:50]:
+            falls.set_state(env, data["observations"][i])
+            following = env.step(data["actions"][i])[0]
+            assert np.allclose(following, data["next_observations"][i], atol=1e-3)
+
+    monkeypatch.chdir(tmp_path)
+    folder = run_here(rambo_continuous_jax, *HOPPER, "--no-cuda")
+    first_states = []
+    monkeypatch.setattr(falls, "set_state", lambda env, state: (first_states.append(state), env.reset(seed=0)))
+    falls.main(falls.Args(folder, starts=3))
+    rows = read_csv(folder / "starts.csv")
+    assert [int(row["from_step"]) for row in rows] == [-1] * 2 + [step for step in falls.STAGES[:-1] for _ in range(3)]
+    evaluated = [float(x) for x in read_csv(folder / "evaluations.csv")[-1]["episodic_returns"].split()]
+    assert np.allclose([float(row["return"]) for row in rows[:2]], evaluated, rtol=1e-2)
+    ends, index = np.flatnonzero(data["terminals"] | data["timeouts"]), {}
+    for i, observation in enumerate(data["observations"]):
+        index[observation.tobytes()] = i - max([0, *(ends[ends < i] + 1)])  # its step in its episode
+    for row, state in zip(rows[2:], first_states, strict=True):
+        assert int(row["from_step"]) <= index[state.tobytes()] <= int(row["to_step"])
+    lasting = [dict(zip(falls.START_COLUMNS, ("100", "999999", steps, "1"), strict=True)) for steps in ("12", "400", "1000")]
+    text = falls.starts_table([dict(lasting[0], from_step="-1", to_step="-1"), *lasting])
+    assert text.endswith("| in the environment | 1 | 12 | 100% | 0% |\n| from step 100 on | 3 | 400 | 33% | 33% |")
+    with pytest.raises(falls.InputError, match="--starts: the observations of pendulum-mini"):
+        falls.main(falls.Args(run_here(rambo_continuous_jax, *TINY, "--env-id", "pendulum-mini"), starts=3))
 
 
 def test_the_table_counts_the_falls_that_the_critic_does_not_see():
