@@ -103,6 +103,7 @@ def trace_jax(folder, *flags):
 
     rows = np.random.default_rng(0).normal(size=(NUM_ROWS, 2 * OBS_DIM + ACTION_DIM + 2)).astype(np.float32)
     args = in_jax.parse_args(["--env-id", "Pendulum-v1", *map(str, [*FLAGS, *flags])])
+    rows[:, -OBS_DIM - 1 : -1] = np.roll(rows[:, :OBS_DIM], -1, 0) + (np.arange(NUM_ROWS)[:, None] % 40 == 39)  # 3 episodes
     start_rows = jnp.asarray(in_jax.shuffled_rows(SimpleNamespace(rows=rows, obs_dim=OBS_DIM), args.start_ratio))
     rows = np.asarray(start_rows[:NUM_ROWS])
     buffer = jnp.zeros((RETAIN if args.real_ratio < 1 else 0, K * args.rollout_batch_size, rows.shape[1]))
