@@ -104,7 +104,6 @@ class Args:
     policy_average: float = 0.0  # evaluate and save an average of the policy: the share of it that an iteration keeps
     real_ratio: float = 0.5  # share of dataset rows in the agent's batch (f); 1 is SAC on the dataset, with no model
     rollout_length: int = 5  # steps of each model rollout (k); DATASET_DEFAULTS has some datasets' own
-    start_ratio: float = 0.0  # share of the model rollouts that begin in the first 15 steps of the dataset's episodes
     adv_weight: float = 3e-4  # weight of the adversarial loss (lambda), 0 freezes the model; DATASET_DEFAULTS too
     norm_adv: bool = True  # normalise the advantages of the adversarial loss over the batch
     halt_outside: bool = False  # a model rollout that leaves the range of the dataset's observations ends there
@@ -592,7 +591,7 @@ class TrainState(NamedTuple):
 
 
 def train_iteration(
-    state: TrainState, iteration: Tensor, rows: Tensor, start_rows: Tensor, holdout: Batch, end_step: Callable, args: Args
+    state: TrainState, iteration: Tensor, rows: Tensor, holdout: Batch, end_step: Callable, args: Args
 ) -> tuple[TrainState, dict[str, Tensor]]:
     """An iteration of Algorithm 1, counted from 0: rollouts, agent updates, adversarial model updates; and its metrics."""
     agent, dynamics, optimizers, buffer, key = state
@@ -605,7 +604,7 @@ def train_iteration(
 
     # Generate synthetic k-step rollouts with pi in the model, from states of the dataset
     if use_model:
-        rollouts, metrics = rollout_models(agent, dynamics, start_rows, rollout_key, end_step, args)
+        rollouts, metrics = rollout_models(agent, dynamics, rows, rollout_key, end_step, args)
         buffer = buffer.at[iteration % args.rollout_retain_iterations].set(rollouts)  # over the oldest
     num_model_rows = jnp.minimum(iteration + 1, len(buffer)) * buffer.shape[1]
 
@@ -668,8 +667,7 @@ def main(args: Args) -> list[dict]:
     with closing(make_env(args.env_id, args.d4rl_physics)) as env:
         dataset, rule = load_dataset(args.env_id, args.dataset_path, env), termination_rule(env)
     obs_dim, action_dim = dataset.obs_dim, dataset.action_dim
-    start_rows = jnp.asarray(shuffled_rows(dataset, args.start_ratio))
-    rows = start_rows[: len(dataset.rows)]  # without those repeated for --start-ratio
+    rows = jnp.asarray(np.random.default_rng(0).permutation(dataset.rows))
     num_holdout = min(1000, len(rows) // 10)
     holdout, train_rows = split_rows(rows[:num_holdout], obs_dim), rows[num_holdout:]
     end_step = rollout_ends(split_rows(rows, obs_dim), rule, dataset.obs_mean, dataset.obs_std, args)
@@ -722,9 +720,9 @@ def main(args: Args) -> list[dict]:
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
     if resume:
-        state = load_checkpoints(runs.values(), state, start_rows, end_step, args)
-    iterate = jax.vmap(partial(train_iteration, end_step=end_step, args=args), (0, None, None, None, None))
-    iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, start_rows, holdout)
+        state = load_checkpoints(runs.values(), state, rows, end_step, args)
+    iterate = jax.vmap(partial(train_iteration, end_step=end_step, args=args), (0, None, None, None))
+    iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
 
     # ALGO LOGIC: Algorithm 1
     first_iteration = max([run.iteration for run in runs.values()], default=0)
@@ -738,14 +736,16 @@ def main(args: Args) -> list[dict]:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
         if is_last:
             break
+
         start_time = time.monotonic()
-        state, history = iterate(state, jnp.int32(iteration), rows, start_rows, holdout)  # one call on the device
+        state, history = iterate(state, jnp.int32(iteration), rows, holdout)  # one call on the device
         history = jax.device_get(history)  # waits for the device
         seconds = time.monotonic() - start_time  # over the whole iteration
         speed = {"charts/SPS": args.updates_per_iteration / seconds}
         if use_model and args.adv_weight > 0:
             speed["charts/model_SPS"] = (args.model_updates_per_iteration or args.updates_per_iteration) / seconds
-        for_each_run(lambda i, run: run.log(iteration + 1, {name: float(x[i]) for name, x in history.items()} | speed))  # noqa: B023
+        metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(args.num_seeds)]
+        for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
         if not runs:
             break
         bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={speed['charts/SPS']:.0f}")
@@ -887,7 +887,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
 # Below here is nothing of RAMBO: arguments, data, environments, evaluation, run folder; the same in both scripts
 # PLUMBING: arguments
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs policy_average
-start_ratio checkpoint_minutes eval_workers""".split()
+checkpoint_minutes eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
 wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
 
@@ -966,7 +966,6 @@ def check_args(args: Args, announce: bool = False) -> None:
     rules = {
         "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
         "--gamma and --policy-average must be below 1": max(args.gamma, args.policy_average) < 1,
-        "--start-ratio must be below 1": args.start_ratio < 1,
         "--tau and --real-ratio must not exceed 1": max(args.tau, args.real_ratio) <= 1,
         "--real-ratio must leave a row of the dataset and one of the model in each batch, or be 0 or 1":
             num_real in (0, args.batch_size) or 0.5 < num_real < args.batch_size - 0.5,
@@ -1183,16 +1182,6 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
         print(f"  observations that hardly change, taken as constants: {', '.join(map(str, constant))}")
     print(f"  {(np.abs(actions) > 0.999).mean():.1%} saturated actions, {wrong} of {most} terminals against the rule")
     return Dataset(rows, mean, std, obs_dim, action_dim, low, high, fingerprint)
-
-
-def shuffled_rows(dataset: Dataset, start_ratio: float) -> np.ndarray:
-    """The dataset's rows in an order that is the same for every run; after them those of the first 15 steps of its episodes,
-    as an evaluation begins there, again and again until these alone are start_ratio of all: [.., 2O + A + 2]."""
-    observations, following = dataset.rows[1:, : dataset.obs_dim], dataset.rows[:-1, -dataset.obs_dim - 1 : -1]
-    begins = np.flatnonzero(np.append(True, (observations != following).any(1)))  # an episode's first row follows no other
-    first_steps = np.unique(np.minimum(begins[:, None] + np.arange(15), len(dataset.rows) - 1))
-    repeated = np.resize(first_steps, round(len(dataset.rows) * start_ratio / (1 - start_ratio)))
-    return np.concatenate([np.random.default_rng(0).permutation(dataset.rows), dataset.rows[repeated]])
 
 
 # PLUMBING: environments

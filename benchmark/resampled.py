@@ -28,8 +28,6 @@ def kind_of(args: dict) -> str | None:
     """Which of the compared settings these arguments are."""
     if args["total_iterations"] == 0:
         return CLONING
-    if args.get("start_ratio"):
-        return None
     average = args.get("policy_average", 0)
     if args.get("halt_outside"):
         return (OURS if average else SINGLE) if args["adv_weight"] == 0 and args["rollout_length"] == 20 else None

@@ -341,20 +341,3 @@ def test_a_minari_dataset_whose_environment_cannot_be_made(rambo, minari_dataset
     metadata.write_text(json.dumps(values))
     with pytest.raises(rambo.InputError, match="no environment.*test/pendulum/random-v0 can be made here"):
         rambo.make_env("test/pendulum/random-v0")
-
-
-def test_the_first_steps_of_episodes_are_repeated_until_they_are_the_share(rambo):
-    """Episodes of 20, 4 and 30 steps, the last of which goes on; an episode ends where the next row does not follow."""
-    rows = np.zeros((54, 2 * 2 + 1 + 2), np.float32)
-    rows[:, 0] = np.arange(54)
-    rows[:, 4] = np.arange(54) + 1
-    rows[[19, 23], 4] = -1
-    first = {*range(15), *range(20, 24), *range(24, 39)}
-    dataset = rambo.Dataset(rows, np.zeros(2), np.ones(2), 2, 1, -np.ones(1), np.ones(1), "")
-    plain, quarter = rambo.shuffled_rows(dataset, 0.0), rambo.shuffled_rows(dataset, 0.25)
-    np.testing.assert_array_equal(plain, np.random.default_rng(0).permutation(rows))
-    np.testing.assert_array_equal(quarter[:54], plain)
-    assert len(quarter) == 54 + 18 and {*quarter[54:, 0]} <= first
-    counts = np.bincount(rambo.shuffled_rows(dataset, 0.9)[54:, 0].astype(int))
-    assert counts.sum() == 9 * 54 and {*np.flatnonzero(counts)} == first
-    assert np.ptp(counts[counts > 0]) <= 1, "each as often as any other"
