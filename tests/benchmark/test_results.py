@@ -212,7 +212,7 @@ def test_numbers_in_the_text_on_paper_length_runs():
 
 
 STUCK = "halfcheetah_stuck", "7 are stuck in the end", "seven episodes of ten end so"
-STARTS = "hopper_starts", "| in the environment | 10 |", "0.9 after 300 iterations"
+STARTS = "hopper_starts", "| in the environment | 10 |", "scores 0.9 after"
 
 
 @pytest.mark.parametrize(("name", "found", "told"), [STUCK, STARTS])
