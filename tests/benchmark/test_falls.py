@@ -91,11 +91,11 @@ def test_episodes_that_begin_in_the_dataset(tmp_path, monkeypatch):
     assert [int(row["from_step"]) for row in rows] == [-1] * 2 + [step for step in falls.STAGES[:-1] for _ in range(3)]
     evaluated = [float(x) for x in read_csv(folder / "evaluations.csv")[-1]["episodic_returns"].split()]
     assert np.allclose([float(row["return"]) for row in rows[:2]], evaluated, rtol=1e-2)
-    ends, index = np.flatnonzero(data["terminals"] | data["timeouts"]), {}
-    for i, observation in enumerate(data["observations"]):
-        index[observation.tobytes()] = i - max([0, *(ends[ends < i] + 1)])  # its step in its episode
+    ends = np.flatnonzero(data["terminals"] | data["timeouts"])
     for row, state in zip(rows[2:], first_states, strict=True):
-        assert int(row["from_step"]) <= index[state.tobytes()] <= int(row["to_step"])
+        (i,) = np.flatnonzero((data["observations"] == state).all(1))
+        step = i - max([0, *(ends[ends < i] + 1)])  # in its episode
+        assert int(row["from_step"]) <= step <= int(row["to_step"])
     lasting = [dict(zip(falls.START_COLUMNS, ("100", "999999", steps, "1"), strict=True)) for steps in ("12", "400", "1000")]
     text = falls.starts_table([dict(lasting[0], from_step="-1", to_step="-1"), *lasting])
     assert text.endswith("| in the environment | 1 | 12 | 100% | 0% |\n| from step 100 on | 3 | 400 | 33% | 33% |")
