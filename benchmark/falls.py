@@ -10,11 +10,6 @@ Where no episode ends in a fall, the table compares the states where the body mo
 Given such a CSV file it only prints and draws. Given published runs (DATASET.csv) it prints what falls cost: the discounted
 return of evaluations by their score.
 
-    python benchmark/falls.py runs/RUN --reach 20
-
-follows the model's rollouts from states of the dataset for 20 steps instead, of which training sees k: further on nothing has
-told the critic what a state is worth. Its target there is what the model's next step would tell it.
-
     python benchmark/falls.py runs/RUN --starts 50
 
 plays from states of the dataset instead, 50 at each stage of its episodes: some policies fall after the environment's start
@@ -49,7 +44,6 @@ from rambo_continuous_jax import Agent, Dynamics, InputError
 
 HORIZON = 10  # steps in which the model foresees a fall
 BEFORE = (1, 5, 10, 20, 50, 100)  # steps before the end, the table's rows
-REACH = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20)  # steps of a rollout, the rows of --reach beside its last
 STAGES = (0, 5, 10, 20, 50, 100, 1_000_000)  # steps of the dataset's episodes between which --starts begins
 STRETCH = 100  # steps that together are stuck or not
 SCORES = (20, 30, 45, 85)  # where the rows of the other table end
@@ -69,8 +63,6 @@ class Args:
     """the picture; the default has the CSV file's name"""
     after: int = 20
     """of published runs: evaluations up to this iteration do not count"""
-    reach: int = 0
-    """of a run folder: follow the model's rollouts for so many steps instead"""
     starts: int = 0
     """of a run folder: play so many episodes from each stage of the dataset's episodes instead"""
 
@@ -218,55 +210,13 @@ def model_falls(run: Trained, states: np.ndarray, samples: int = 20) -> np.ndarr
     return np.asarray(share(jnp.asarray(states, jnp.float32), jax.random.PRNGKey(0)))
 
 
-def rollout_ends(run: Trained, rows: jax.Array):
-    """The function that ends the run's rollouts."""
-    rule = rambo.termination_rule(rambo.make_env(run.args.env_id, run.args.d4rl_physics))
-    batch = rambo.split_rows(rows, run.dataset.obs_dim)
-    return rambo.rollout_ends(batch, rule, run.dataset.obs_mean, run.dataset.obs_std, run.args)
-
-
-def reach_table(run: Trained, last: int, starts: int = 1000) -> str:
-    """The critic's value along the model's rollouts and its target in the model's next step, means over those that run on."""
-    rows, shape = jnp.asarray(run.dataset.rows), (run.args.num_elites, starts)
-    end_step = rollout_ends(run, rows)
-
-    @jax.jit
-    def step(observations: jax.Array, key: jax.Array) -> tuple:
-        action_key, sample_key = jax.random.split(key)
-        noise = jax.random.normal(action_key, (2, *shape, run.dataset.action_dim))
-        actions, _ = rambo.sample_action(run.agent.actor, observations, noise[0])
-        mean, log_var = run.dynamics(observations, actions)
-        sample = mean + jnp.exp(0.5 * log_var) * jax.random.normal(sample_key, mean.shape)
-        following = observations + sample[..., :-1]
-        rewards, terminals = end_step(sample[..., -1], following)
-        next_actions, log_probs = rambo.sample_action(run.agent.actor, following, noise[1])
-        values, next_values = (
-            critic(s.reshape(-1, s.shape[-1]), a.reshape(-1, a.shape[-1])).min(0).reshape(shape)
-            for critic, s, a in (
-                (run.agent.critic, observations, actions),
-                (run.agent.target_critic, following, next_actions),
-            )
-        )
-        targets = rewards + run.args.gamma * (1 - terminals) * (next_values - jnp.exp(run.agent.log_alpha) * log_probs)
-        return following, values, targets, abs(observations).max(-1), terminals
-
-    observations = rambo.sample_rows(jax.random.PRNGKey(0), rows, *shape)[..., : run.dataset.obs_dim]
-    running, lines = np.ones(shape, bool), []
-    for i in range(last + 1):
-        observations, *measured = step(observations, jax.random.PRNGKey(i + 1))
-        values, targets, sizes, terminals = map(np.asarray, measured)
-        if running.any() and (i in REACH or i == last):
-            numbers = f"{values[running].mean():.0f}", f"{targets[running].mean():.0f}", f"{np.median(sizes[running]):.1f}"
-            lines.append([str(i), f"{running.mean():.0%}", *numbers])
-        running &= ~terminals
-    header = ["step", "rollouts that run on", "critic's value", "its target", "largest |state| (median)"]
-    return table(header, lines)
-
-
 def rollout_states(run: Trained, seed: int) -> np.ndarray:
     """The normalised states that the rollouts of one iteration pass through, [N, O]."""
     rows = jnp.asarray(run.dataset.rows)
-    rollout = jax.jit(partial(rambo.rollout_models, end_step=rollout_ends(run, rows), args=run.args))
+    rule = rambo.termination_rule(rambo.make_env(run.args.env_id, run.args.d4rl_physics))
+    dataset = rambo.split_rows(rows, run.dataset.obs_dim)
+    end_step = rambo.rollout_ends(dataset, rule, run.dataset.obs_mean, run.dataset.obs_std, run.args)
+    rollout = jax.jit(partial(rambo.rollout_models, end_step=end_step, args=run.args))
     rollouts, _ = rollout(run.agent, run.dynamics, rows, jax.random.PRNGKey(seed))
     return np.asarray(rollouts[:, : run.dataset.obs_dim])
 
@@ -402,9 +352,6 @@ def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
 
 def main(args: Args) -> None:
     sys.stdout.reconfigure(encoding="utf-8")
-    if args.reach:
-        print(reach_table(load_run(args.source, args.dataset_path), args.reach))
-        return
     if args.source.suffix == ".csv":
         rows, path = read_csv(args.source), args.source
         known = COLUMNS, START_COLUMNS, ["charts/discounted_return"]

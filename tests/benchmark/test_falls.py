@@ -1,15 +1,11 @@
 """benchmark/falls.py: what it measures on a tiny run of each script, its table, its picture, refusals."""
 
 from contextlib import closing
-from dataclasses import replace
 
 import falls
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import HOPPER, ROOT, TINY, read_csv, run_as_main, run_here, run_script
-from flax import nnx
 
 import rambo_continuous
 import rambo_continuous_jax
@@ -51,26 +47,6 @@ def test_a_checkpoint_of_either_script(rambo, tmp_path, monkeypatch):
     again = tmp_path / "again.png"
     falls.main(falls.Args(folder / "falls.csv", figure=again))
     assert again.read_bytes() == (folder / "falls.png").read_bytes()
-
-
-def test_the_critics_value_and_its_target_along_the_models_rollouts(tmp_path, monkeypatch):
-    """Critics that say 10,000 everywhere: the target is r + gamma 10,000 for the share of the rollouts that run on."""
-    monkeypatch.chdir(tmp_path)
-    run = falls.load_run(run_here(rambo_continuous_jax, *HOPPER, "--no-cuda"), None)
-    constant = jax.tree.map(jnp.zeros_like, run.agent.critic)
-    constant.fc3.bias = nnx.Param(jnp.full_like(constant.fc3.bias[...], 10_000))
-    run = run._replace(agent=run.agent._replace(critic=constant, target_critic=constant, log_alpha=-jnp.inf))
-    tables = []
-    for gamma in (0.0, 0.5):
-        lines = falls.reach_table(run._replace(args=replace(run.args, gamma=gamma)), 6, starts=500).splitlines()[2:]
-        tables.append([[float(cell.strip(" %")) for cell in line.strip("|").split("|")] for line in lines])
-    steps, running, values, rewards, deviations = np.array(tables[0]).T
-    assert steps.tolist() == [0, 1, 2, 3, 4, 5, 6] and (values == 10_000).all()
-    assert running[0] == 100 and (np.diff(running) < 0).any() and (np.diff(running) <= 0).all()
-    assert deviations[0] == pytest.approx(np.median(abs(run.dataset.rows[:, : run.dataset.obs_dim]).max(1)), abs=0.2)
-    assert abs(rewards[0]) < 10, "with gamma 0 the target is the model's reward"
-    share = (np.array(tables[1])[0, 3] - rewards[0]) / 5_000
-    assert share == pytest.approx(running[1] / 100, abs=0.006), "a step that ends is worth its reward alone"
 
 
 def test_episodes_that_begin_in_the_dataset(tmp_path, monkeypatch):
