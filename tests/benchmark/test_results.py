@@ -114,7 +114,7 @@ def test_every_file_of_our_own_datasets_is_on_the_page():
 
 def test_a_file_is_complete(subtests):
     """Every iteration of a finished run has a row; the arguments are those of the dataset."""
-    for path in [*FILES, *sorted((BENCHMARK / "results" / "resampled").glob("*.csv"))]:
+    for path in [*FILES, *sorted(BENCHMARK.glob("results/resampled/*.csv")), *BENCHMARK.glob("results/model_updates/*.csv")]:
         with subtests.test(path=str(path)):
             with path.open(encoding="utf-8", newline="") as file:
                 count = len({(row["method"], row["seed"]) for row in csv.DictReader(file)})
