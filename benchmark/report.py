@@ -450,8 +450,8 @@ def summary_table(runs: Runs, samples: int) -> str:
     reference = next(iter(runs.values()))
     for (_, method), group in runs.items():
         scores = ["-" if run.status == "diverged" else number(run.mean_of_last) for run in group]
-        in_order = [run.seed for run in group] == [*range(1, len(group) + 1)]
-        row = [method.name, ", ".join(scores) if in_order else each_seed(group, MEAN_SCORE), mean_and_std(group, MEAN_SCORE)]
+        plain = [run.seed for run in group] == [*range(1, len(group) + 1)] and all(run.status != "unfinished" for run in group)
+        row = [method.name, ", ".join(scores) if plain else each_seed(group, MEAN_SCORE), mean_and_std(group, MEAN_SCORE)]
         row += [p_value(group, reference, samples)]
         ratios, passed = largest_ratios(group), [run.bound_passed for run in group if run.bound_passed]
         if is_behaviour_cloning(group[0].args):
