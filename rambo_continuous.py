@@ -408,7 +408,7 @@ def rollout_models(
 
 # ALGO LOGIC: SAC
 def critic_loss(agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
+    """Sum of the critics' mean squared Bellman errors, and their values [n, B]. noise [B, A]: of the next actions."""
     with torch.no_grad():
         next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
         next_values = amin(agent.target_critic(batch.next_observations, next_actions), 0)
@@ -602,7 +602,7 @@ def main(args: Args) -> dict:
     parts = agent, dynamics, *optimizers.values()
     if resume:
         load_checkpoint(run, parts, (buffer,))
-    if resume and use_model and not buffer.any():
+    if resume and use_model and run.iteration and not buffer.any():
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             add_rollouts(iteration)
@@ -761,6 +761,7 @@ def save_checkpoint(run: "Run", iteration: int, parts: tuple, tensors: tuple, na
         "cuda_rng_state": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
     write_file(run.folder / name, lambda file: torch.save(checkpoint, file))
+    CHECKPOINTS[run.folder] = iteration
     if name == "checkpoint.pt":
         (run.folder / "pretraining.pt").unlink(missing_ok=True)
 
@@ -769,11 +770,12 @@ def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "check
     """Goes on from save_checkpoint's file, running no pickled code. Returns its progress."""
     with explain(f"--resume {run.folder}: no usable {name} there"):
         checkpoint = torch.load(run.folder / name, map_location=tensors[0].device, weights_only=True)
-        run.go_on(checkpoint)
+        run.check_checkpoint(checkpoint)
         for part, state in zip(parts, checkpoint["states"], strict=True):
             part.load_state_dict(state)
         for tensor, saved in zip(tensors, checkpoint["tensors"], strict=False):
             tensor.copy_(saved)
+        run.go_on(checkpoint)
         torch.set_rng_state(checkpoint["rng_state"].cpu())
         if torch.cuda.is_initialized() and checkpoint["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(checkpoint["cuda_rng_state"].cpu())
@@ -858,7 +860,7 @@ def read_args(folder: Path) -> Args:
 def check_args(args: Args, announce: bool = False) -> None:
     """Raises InputError with every rule that the arguments break; says which of the dataset's defaults are in force."""
     num_seeds, num_real = getattr(args, "num_seeds", 1), args.real_ratio * args.batch_size
-    compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
+    compiles, compiler = getattr(args, "compile", False), os.environ.get("CXX", "g++")
     rules = {
         "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
         "--gamma and --policy-average must be below 1": max(args.gamma, args.policy_average) < 1,
@@ -938,8 +940,8 @@ def download_d4rl(env_id: str, path: Path) -> None:
     (size, sha256), part = D4RL_FILES[env_id], Path(f"{path}.part")
     for host in D4RL_HOSTS:
         start = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
         try:
+            request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
             with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
                 start = start if response.status == 206 else 0  # else the host ignores Range and sends it all
                 if start + (response.length or 0) != size:
@@ -948,7 +950,7 @@ def download_d4rl(env_id: str, path: Path) -> None:
                 with tqdm.wrapattr(file, "write", size, initial=start, desc=path.name) as bar:
                     shutil.copyfileobj(response, bar)
             problem = "the transfer broke off"
-        except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
+        except (OSError, ValueError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
             if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
@@ -982,16 +984,15 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
 
 def read_minari(dataset) -> dict[str, np.ndarray]:
     """The columns of read_hdf5, from a Minari dataset."""
-    episodes = list(dataset.iterate_episodes())
-    columns = {"observations": [e.observations[:-1] for e in episodes], "actions": [e.actions for e in episodes]}
-    columns |= {"rewards": [e.rewards for e in episodes], "next_observations": [e.observations[1:] for e in episodes]}
-    columns |= {"terminals": [e.terminations for e in episodes], "timeouts": [e.truncations for e in episodes]}
-    return {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    episodes = dataset.iterate_episodes()
+    each = ((e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations) for e in episodes)
+    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*each, strict=True), strict=True)}
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
-    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
+    episodes end at terminals and at timeouts; if it says nothing of these, after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1000,7 +1001,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         terminals, steps = data["terminals"].astype(bool).reshape(-1), np.arange(len(data["terminals"]))
         timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool).reshape(-1)
         starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
-        timed_out = timeouts | ((steps - starts) % time_limit == time_limit - 1)
+        timed_out = timeouts if timeouts.any() else (steps - starts) % time_limit == time_limit - 1
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
         data["timeouts"] = timed_out
@@ -1045,9 +1046,10 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
             raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~finite)[0, 0]}")
         data[key] = column
     # Recorded from an environment that resets itself, an episode's last row, or one row more, leads into the next episode
-    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:-1, 0]
+    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:, 0]
+    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     before, after, following = data["observations"][:-1], data["next_observations"][:-1], data["observations"][1:]
-    joined = np.flatnonzero(ends & (after == following).all(1) & (after != before).any(1))
+    joined = np.flatnonzero(ends[:-1] & (after == following).all(1) & (after != before).any(1))
     if joined.size:
         print(f"warning: {path} leads from {joined.size} ends of episodes into the next: dropped the two rows at each")
         data = {key: np.delete(column, [*joined, *joined + 1], 0) for key, column in data.items()}
@@ -1070,8 +1072,6 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
     rows = np.concatenate([states, actions, data["rewards"], next_states, flagged], 1, dtype=np.float32)
     columns = (data[key].astype(np.float32, copy=False) for key in (*widths, "rewards", "terminals"))
     fingerprint = hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
-    ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
-    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
     if (constant := np.flatnonzero(states.std(0) < 0.01)).size:
@@ -1451,7 +1451,7 @@ class RunFolder:
         self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
         self.tables.writer.flush()
-        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
+        seconds = time.monotonic() - self.start_time
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
         return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
@@ -1527,6 +1527,8 @@ class Run(RunFolder):
             print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
         write_json(self.folder / "result.json", result)
         self.tables.writer.close()
+        if self.args.track:
+            importlib.import_module("wandb").finish(exit_code=3 if status == "diverged" else 0)
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
         return result | {"folder": str(self.folder)}

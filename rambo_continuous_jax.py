@@ -440,7 +440,7 @@ def rollout_models(
 
 # ALGO LOGIC: SAC
 def critic_loss(critic: Critic, agent: Agent, batch: Batch, noise: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Sum of both critics' mean squared Bellman errors, and their values [2, B]. noise [B, A]: of the next actions."""
+    """Sum of the critics' mean squared Bellman errors, and their values [n, B]. noise [B, A]: of the next actions."""
     next_actions, next_log_probs = sample_action(agent.actor, batch.next_observations, noise)
     next_values = amin(agent.target_critic(batch.next_observations, next_actions), 0)
     next_values = next_values - exp(agent.log_alpha) * next_log_probs
@@ -696,12 +696,12 @@ def main(args: Args) -> list[dict]:
         write_json(runs[0].folder / "seeds.json", [run.folder.name for run in runs.values()])
 
     def for_each_run(step: Callable) -> None:
-        for i, run in list(runs.items()):
+        for i, run in reversed(list(runs.items())):  # the first one last: its checkpoint ends the pretraining of all
             try:
                 step(i, run)
             except Diverged as problem:
                 problems.append(str(problem))
-                del runs[i]
+                (runs.pop(i).folder / "pretraining.npz").unlink(missing_ok=True)
 
     # Pretraining; or what an earlier run left
     if pretrain:
@@ -734,7 +734,7 @@ def main(args: Args) -> list[dict]:
             for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i)))  # noqa: B023
         if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
-        if is_last:
+        if is_last or not runs:
             break
 
         start_time = time.monotonic()
@@ -746,8 +746,6 @@ def main(args: Args) -> list[dict]:
             speed["charts/model_SPS"] = (args.model_updates_per_iteration or args.updates_per_iteration) / seconds
         metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(args.num_seeds)]
         for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
-        if not runs:
-            break
         bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={speed['charts/SPS']:.0f}")
         bar.update()
 
@@ -758,8 +756,8 @@ def main(args: Args) -> list[dict]:
         if args.save_model and use_model:
             run.save_arrays("dynamics.npz", to_numpy(take(state.dynamics, i)) | {"adv_weight": args.adv_weight})
         results.append(run.finish())
-        if args.capture_video:
-            record_video(args, NumpyAgent(to_numpy(take(state.agent, i)), dataset.obs_mean, dataset.obs_std), run.folder)
+    for i, run in runs.items() if args.capture_video else ():
+        record_video(args, NumpyAgent(to_numpy(take(state.agent, i)), dataset.obs_mean, dataset.obs_std), run.folder)
     if problems:
         raise Diverged("; ".join(problems))
     return results
@@ -851,6 +849,7 @@ def save_checkpoint(run: "Run", iteration: int, state: tuple, name: str = "check
     if not run.args.checkpoint_buffer:
         checkpoint.pop("buffer", None)
     write_file(run.folder / name, lambda file: np.savez(file, **checkpoint))
+    CHECKPOINTS[run.folder] = iteration
     if name == "checkpoint.npz":
         (run.folder / "pretraining.npz").unlink(missing_ok=True)
 
@@ -877,7 +876,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
     state = jax.tree.map(lambda *x: jnp.stack(x), *states)
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
-        rollout = jax.jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)))
+        rollout = jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)), args)
         for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             rollouts, _ = rollout(state.agent, state.dynamics, rows, fold_in(state.key, i + 10))  # split gives 0 to 4
             state = state._replace(buffer=state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts))
@@ -962,7 +961,7 @@ def read_args(folder: Path) -> Args:
 def check_args(args: Args, announce: bool = False) -> None:
     """Raises InputError with every rule that the arguments break; says which of the dataset's defaults are in force."""
     num_seeds, num_real = getattr(args, "num_seeds", 1), args.real_ratio * args.batch_size
-    compiles, compiler = getattr(args, "compile", False), (os.environ.get("CXX") or "g++").split()[-1]
+    compiles, compiler = getattr(args, "compile", False), os.environ.get("CXX", "g++")
     rules = {
         "--seed must be below 2**32": args.seed + num_seeds <= 2**32,
         "--gamma and --policy-average must be below 1": max(args.gamma, args.policy_average) < 1,
@@ -1042,8 +1041,8 @@ def download_d4rl(env_id: str, path: Path) -> None:
     (size, sha256), part = D4RL_FILES[env_id], Path(f"{path}.part")
     for host in D4RL_HOSTS:
         start = part.stat().st_size if part.exists() else 0
-        request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
         try:
+            request = urllib.request.Request(f"{host}/{path.name}", headers={"Range": f"bytes={start}-"})
             with urllib.request.urlopen(request, timeout=30) as response, part.open("ab") as file:
                 start = start if response.status == 206 else 0  # else the host ignores Range and sends it all
                 if start + (response.length or 0) != size:
@@ -1052,7 +1051,7 @@ def download_d4rl(env_id: str, path: Path) -> None:
                 with tqdm.wrapattr(file, "write", size, initial=start, desc=path.name) as bar:
                     shutil.copyfileobj(response, bar)
             problem = "the transfer broke off"
-        except (OSError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
+        except (OSError, ValueError, HTTPException) as error:  # as well for a file that is complete: nothing is left to send
             problem = error
         if part.exists() and part.stat().st_size >= size:
             if hashlib.sha256(part.read_bytes()).hexdigest() == sha256:
@@ -1086,16 +1085,15 @@ def find_dataset(env_id: str, dataset_path: str | None) -> Path:
 
 def read_minari(dataset) -> dict[str, np.ndarray]:
     """The columns of read_hdf5, from a Minari dataset."""
-    episodes = list(dataset.iterate_episodes())
-    columns = {"observations": [e.observations[:-1] for e in episodes], "actions": [e.actions for e in episodes]}
-    columns |= {"rewards": [e.rewards for e in episodes], "next_observations": [e.observations[1:] for e in episodes]}
-    columns |= {"terminals": [e.terminations for e in episodes], "timeouts": [e.truncations for e in episodes]}
-    return {name: np.concatenate(arrays) for name, arrays in columns.items()}
+    names = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+    episodes = dataset.iterate_episodes()
+    each = ((e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations, e.truncations) for e in episodes)
+    return {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*each, strict=True), strict=True)}
 
 
 def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
     """observations [N, O], actions [N, A], rewards, terminals, timeouts [N], next_observations [N, O] of a D4RL file, whose
-    episodes end at terminals, at timeouts and after time_limit steps. Raises InputError."""
+    episodes end at terminals and at timeouts; if it says nothing of these, after time_limit steps. Raises InputError."""
     required, optional = ("observations", "actions", "rewards", "terminals"), ("timeouts", "next_observations")
     with explain(f"{path} cannot be read as HDF5 with columns of one length"), h5py.File(path) as file:
         data = {key: np.atleast_1d(file[key]) for key in required + optional if isinstance(file.get(key), h5py.Dataset)}
@@ -1104,7 +1102,7 @@ def read_hdf5(path: Path, time_limit: int = 1000) -> dict[str, np.ndarray]:
         terminals, steps = data["terminals"].astype(bool).reshape(-1), np.arange(len(data["terminals"]))
         timeouts = data.get("timeouts", np.zeros_like(terminals)).astype(bool).reshape(-1)
         starts = np.maximum.accumulate(np.where(np.roll(terminals | timeouts, 1), steps, 0))  # of each row's episode
-        timed_out = timeouts | ((steps - starts) % time_limit == time_limit - 1)
+        timed_out = timeouts if timeouts.any() else (steps - starts) % time_limit == time_limit - 1
         if "timeouts" not in data:
             print(f"{path.name} has no timeouts: taking episodes to end at terminals and after {time_limit} steps")
         data["timeouts"] = timed_out
@@ -1149,9 +1147,10 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
             raise InputError(f"{path}: {key} holds NaN or infinity in row {np.argwhere(~finite)[0, 0]}")
         data[key] = column
     # Recorded from an environment that resets itself, an episode's last row, or one row more, leads into the next episode
-    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:-1, 0]
+    ends = ((data["terminals"] > 0) | (data["timeouts"] > 0))[:, 0]
+    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     before, after, following = data["observations"][:-1], data["next_observations"][:-1], data["observations"][1:]
-    joined = np.flatnonzero(ends & (after == following).all(1) & (after != before).any(1))
+    joined = np.flatnonzero(ends[:-1] & (after == following).all(1) & (after != before).any(1))
     if joined.size:
         print(f"warning: {path} leads from {joined.size} ends of episodes into the next: dropped the two rows at each")
         data = {key: np.delete(column, [*joined, *joined + 1], 0) for key, column in data.items()}
@@ -1174,8 +1173,6 @@ def load_dataset(env_id: str, dataset_path: str | None, env: gym.Env) -> Dataset
     rows = np.concatenate([states, actions, data["rewards"], next_states, flagged], 1, dtype=np.float32)
     columns = (data[key].astype(np.float32, copy=False) for key in (*widths, "rewards", "terminals"))
     fingerprint = hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()
-    ends = np.flatnonzero(flagged | (data["timeouts"] > 0))
-    returns = np.diff(np.cumsum(data["rewards"], dtype=np.float64)[ends], prepend=0.0)
     text = f", return mean {returns.mean():.1f}, best {returns.max():.1f}" if len(returns) else ""
     print(f"Dataset {path}: {n:,} rows, {len(returns):,} finished episodes{text}")
     if (constant := np.flatnonzero(states.std(0) < 0.01)).size:
@@ -1555,7 +1552,7 @@ class RunFolder:
         self.checkpoint_time = time.monotonic()
         self.evaluations.collect(0)
         self.tables.writer.flush()
-        CHECKPOINTS[self.folder], seconds = iteration, time.monotonic() - self.start_time
+        seconds = time.monotonic() - self.start_time
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
         return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
 
@@ -1631,6 +1628,8 @@ class Run(RunFolder):
             print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
         write_json(self.folder / "result.json", result)
         self.tables.writer.close()
+        if self.args.track:
+            importlib.import_module("wandb").finish(exit_code=3 if status == "diverged" else 0)
         self.lock.close()
         CHECKPOINTS.pop(self.folder, None)
         return result | {"folder": str(self.folder)}

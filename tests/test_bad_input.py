@@ -247,7 +247,7 @@ def test_flags_out_of_range_or_that_make_no_sense_together(rambo, subtests):
             assert_matches(refused(rambo, "--dataset-path", "hopper.hdf5", *TINY, *flags.split()), BAD_FLAGS[flags])
 
 
-@pytest.mark.parametrize("compiler", [None, "", "nowhere/c++"])
+@pytest.mark.parametrize("compiler", [None, "", "nowhere/c++", "g++"])  # Inductor takes CXX as the name of a program
 def test_compiling_without_a_compiler(monkeypatch, compiler):
     rambo = importlib.import_module("rambo_continuous")  # the JAX script needs none
     monkeypatch.delenv("CXX", raising=False)
@@ -357,6 +357,20 @@ def test_checkpoints_that_cannot_be_gone_on_from(rambo, two_runs):
         assert_matches(refused(rambo, "--resume", "run1"), "run1", "checkpoint")
     checkpoint.unlink()
     assert_matches(refused(rambo, "--resume", "run1"), "run1", "checkpoint")
+
+
+@TWO_RUNS
+def test_a_checkpoint_of_other_networks_leaves_the_run_as_it_was(rambo, two_runs):
+    two_runs(rambo)
+    path, texts = checkpoint_file("run1"), {file: file.read_text() for file in Path("run1").glob("*.[cj]s*")}
+    if path.suffix == ".pt":
+        checkpoint = torch.load(path)
+        checkpoint["states"][0].popitem()
+        torch.save(checkpoint, path)
+    else:
+        np.savez(path, **{name: array for name, array in np.load(path).items() if "critic.fc1" not in name})
+    assert_matches(refused(rambo, "--resume", "run1", "--total-iterations", "3"), "run1", "checkpoint")
+    assert len(texts) > 3 and all(file.read_text() == text for file, text in texts.items())
 
 
 class Exploit:

@@ -597,8 +597,9 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(rambo, monkeypatch, s
 
     with monkeypatch.context() as context, pytest.raises(rambo.InputError, match="checkpoint.*No space left"):
         context.setattr(os, "fsync", lambda fd: full(fd) if "checkpoint" in os.readlink(f"/proc/self/fd/{fd}") else None)
-        run_here(rambo, "--resume", folder, "--total-iterations", 6)
+        run_here(rambo, "--resume", folder, "--total-iterations", 6, "--checkpoint-minutes", 10)
     assert checkpoint.read_bytes() == content and not list(folder.glob("*.tmp"))
+    assert rambo.CHECKPOINTS.pop(folder) == 5, "Ctrl-C would name a checkpoint that is not there"
 
 
 @one_script
@@ -629,6 +630,9 @@ class Wandb(types.ModuleType):
         if self.problem or len(options["id"]) > 128 or set(options["id"]) & set("/\\#?%: "):
             raise RuntimeError(self.problem or f"invalid id {options['id']}")
 
+    def finish(self, exit_code):
+        self.calls.append(exit_code)
+
 
 @one_script
 def test_wandb_ids_that_it_accepts_and_that_a_resumed_run_keeps(rambo, monkeypatch):
@@ -637,7 +641,8 @@ def test_wandb_ids_that_it_accepts_and_that_a_resumed_run_keeps(rambo, monkeypat
     folder = run_here(rambo, *PENDULUM, "--track", "--exp-name", "k=5, λ: a/b #1? 100% " + "long" * 40)
     assert folder.parent == Path("runs") and folder.is_dir()
     run_here(rambo, "--resume", folder, "--total-iterations", 3)
-    assert wandb.calls[0]["id"] == wandb.calls[1]["id"]
+    assert wandb.calls[0]["id"] == wandb.calls[2]["id"]
+    assert wandb.calls[1::2] == [0, 0], "else another run of this process would go on with the same one"
 
 
 @one_script

@@ -153,6 +153,12 @@ def test_episodes_end_at_the_time_limit_where_a_file_does_not_say_so(rambo, tmp_
     np.testing.assert_allclose(columns["next_observations"], log["observations"][kept + 1], atol=1e-4)
 
 
+def test_episodes_may_be_longer_than_the_environments_where_a_file_says_so(rambo, tmp_path, capsys):
+    path = write_hdf5(tmp_path / "long.hdf5", pendulum_log(episodes=2, length=300))
+    assert len(rambo.load_dataset("Pendulum-v1", str(path), rambo.make_env("Pendulum-v1")).rows) == 600
+    assert " 2 finished episodes" in capsys.readouterr().out
+
+
 def test_columns_of_one_number_may_be_n_or_n_by_1(rambo, tmp_path):
     env, log = rambo.make_env("Pendulum-v1"), pendulum_log()
     expected = rambo.load_dataset("Pendulum-v1", str(write_hdf5(tmp_path / "usual.hdf5", log)), env)

@@ -113,6 +113,10 @@ def test_the_mirror_steps_in(rambo, server, subtests):
             server.file.unlink(missing_ok=True)
             server.use(first, "good")
             downloaded(rambo, server)
+    with subtests.test("an HF_ENDPOINT without https://"):
+        server.file.unlink()
+        rambo.D4RL_HOSTS = ("hf-mirror.com", rambo.D4RL_HOSTS[1])
+        downloaded(rambo, server)
 
 
 PARTIAL_FILES = {  # what an earlier try left, the hosts, and what is asked of the first

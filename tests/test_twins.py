@@ -647,6 +647,41 @@ def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(t
     assert not np.array_equal(runs[0].policy["fc1.weight"], runs[2].policy["fc1.weight"])
 
 
+def test_the_pretraining_of_several_seeds_survives_until_all_have_a_checkpoint(beside_three_seeds, monkeypatch):
+    """Then, or when the first one has diverged, its checkpoint goes: with it there, --resume would pretrain again."""
+    original, saved = in_jax.save_checkpoint, []
+
+    def dies(run, iteration, state, name="checkpoint.npz", **progress):
+        if saved:
+            raise KeyboardInterrupt
+        saved.extend([run] if name == "checkpoint.npz" else [])
+        original(run, iteration, state, name, **progress)
+
+    flags = [*PENDULUM, "--num-seeds", 2, "--checkpoint-minutes", 1e-9, "--model-max-pretrain-epochs", 2]
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(in_jax, "save_checkpoint", dies)
+        train(*flags, "--exp-name", "killed")
+    assert [path.parent.name.split("__")[2] for path in Path("runs").glob("*__killed__*/pretraining.npz")] == ["4"]
+
+    pretrain = in_jax.pretrain_dynamics
+
+    def diverges(*arguments):
+        dynamics, errors = pretrain(*arguments)
+        return dynamics, errors.at[0].set(jnp.nan)
+
+    def no_picture(args, agent=None, folder=None):
+        if agent:
+            raise in_jax.InputError("no ffmpeg")
+
+    monkeypatch.setattr(in_jax, "record_video", no_picture)
+    monkeypatch.setattr(in_jax, "pretrain_dynamics", diverges)
+    with pytest.raises(in_jax.InputError, match="no ffmpeg"):
+        train(*flags, "--num-seeds", 3, "--exp-name", "one", "--capture-video")
+    runs = [read_run(folder) for folder in sorted(Path("runs").glob("*__one__*"))]
+    assert [run.result["status"] for run in runs] == ["diverged", "finished", "finished"]
+    assert not any((run.folder / "pretraining.npz").exists() for run in runs)
+
+
 def test_a_seed_that_stopped_pretraining_or_diverged_keeps_its_weights_while_others_go_on(monkeypatch):
     """The first seed's error never falls, so it stops after 11 more epochs; the second one's falls in every epoch."""
     rows, keys = jax.random.normal(jax.random.PRNGKey(0), (32, 9)), jax.random.split(jax.random.PRNGKey(0), 2)
