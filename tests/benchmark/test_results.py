@@ -77,7 +77,7 @@ def test_the_command_in_results_md_makes_tables_and_figures_again(tmp_path, monk
 
 
 def test_the_commands_in_paper_length_md_make_its_tables_and_figures_again(tmp_path, monkeypatch):
-    make_again("paper_length", tmp_path, monkeypatch, r"(?m)^python (benchmark/report.py .* --tables .*)$")
+    make_again("paper_length", tmp_path, monkeypatch, r"(?m)^python (benchmark/report.py .* --figures .*)$")
     printed = make_again("paper_length", tmp_path, monkeypatch, r"\(`python\s(benchmark/falls.py[^`;]*?\.csv[^`;]*)`")
     assert len(printed) == 2 and all(f"-->\n\n{text}\n\n<!-- end -->" in PAGES["paper_length"] for text in printed)
     names = [f"{name}.png" for name in ("halfcheetah-sbx-medium-v2", "hopper-sbx-full-replay-v2", "learning_curves")]
