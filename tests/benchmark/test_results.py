@@ -243,6 +243,25 @@ def test_the_tables_of_falls_in_runaway_values_md(make_table, name, found, told)
     assert len(rows) >= 3 and all(line in page for line in rows)
 
 
+def test_what_the_papers_setting_reaches_on_hopper_and_walker2d():
+    """Hopper's windows of fifty iterations, and how Walker2d goes on after 300, both seed 2."""
+    scores = {}
+    for name, method in (("hopper", "λ = 0.0003, total_iterations 300, JAX, paper60"), ("walker2d", "λ = 0, JAX")):
+        rows = report.read_csv(BENCHMARK / "results" / "resampled" / f"{name}-medium-v2.csv")
+        rows = [row for row in rows if (row["method"], row["seed"]) == (f"RAMBO, k = 5, {method}", "2")]
+        scores[name] = np.array([(int(row["iteration"]), float(row[resampled.SCORE] or "nan")) for row in rows]).T
+        scores[name] = scores[name][:, np.isfinite(scores[name][1])]
+    iterations, values = scores["hopper"]
+    windows = [values[(low < iterations) & (iterations <= low + 50)].mean() for low in (150, 200)]
+    check_numbers(PAGES["resampled"], *values[iterations == 140], form=".1f")
+    check_numbers(PAGES["resampled"], *windows, form=".1f")
+    iterations, values = scores["walker2d"]
+    late = values[iterations > 300]
+    check_numbers(PAGES["resampled"], len(late), 300, int(iterations[-1]))
+    check_numbers(PAGES["resampled"], f"{np.median(late):.1f}", (late < 30).sum(), 30)
+    check_numbers((ROOT / "README.md").read_text(encoding="utf-8"), np.median(late), form=".0f")
+
+
 def test_how_often_halfcheetah_gets_stuck():
     """Each seed's means over windows of iterations in resampled.md, and seed 1's last ten evaluations in runaway_values.md."""
     rows = report.read_csv(BENCHMARK / "results" / "resampled" / "halfcheetah-medium-v2.csv")
