@@ -146,6 +146,11 @@ def test_numbers_on_the_adversary(runs):
     off, paper, large = (of(runs, "hopper-sbx-medium-v2", LONGER.format(weight)) for weight in ("1e-09", "0.0003", "0.03"))
     p_values = [report.p_value(group, off, 10_000) for group in (paper, large)]
     check_numbers(section("adversary", "Hopper"), *p_values)
+    names = [f"RAMBO, k = 5, λ = {weight}, JAX" for weight in ("0.0003", "0")]
+    curves = [[run.curve("charts/value_gap") for run in of(runs, "hopper-sbx-full-replay-v2", name)] for name in names]
+    above, above_0 = (sum((gap[iterations > 0] > 0).sum() for iterations, gap in group) for group in curves)
+    check_numbers(section("adversary", "Proposition 1"), above, sum((x > 0).sum() for x, _ in curves[0]))
+    check_numbers(section("adversary", "Proposition 1"), 0, above_0)
 
 
 def test_the_tables_of_fewer_adversarial_updates():
