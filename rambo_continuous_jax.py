@@ -707,6 +707,7 @@ def main(args: Args) -> list[dict]:
     if pretrain:
         dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args, runs[0])
         for_each_run(lambda i, run: run.check(0, {"hold-out error": float(errors[i].sum())}))
+        for_each_run(lambda i, run: write_json(run.folder / "args.json", run.arguments))  # a resumed run's have changed
         elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
         for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")

@@ -648,7 +648,8 @@ def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(t
 
 
 def test_the_pretraining_of_several_seeds_survives_until_all_have_a_checkpoint(beside_three_seeds, monkeypatch):
-    """Then, or when the first one has diverged, its checkpoint goes: with it there, --resume would pretrain again."""
+    """Then, or when the first one has diverged, its checkpoint goes: with it there, --resume would pretrain again. Resumed,
+    all seeds keep the new arguments."""
     original, saved = in_jax.save_checkpoint, []
 
     def dies(run, iteration, state, name="checkpoint.npz", **progress):
@@ -661,7 +662,11 @@ def test_the_pretraining_of_several_seeds_survives_until_all_have_a_checkpoint(b
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr(in_jax, "save_checkpoint", dies)
         train(*flags, "--exp-name", "killed")
-    assert [path.parent.name.split("__")[2] for path in Path("runs").glob("*__killed__*/pretraining.npz")] == ["4"]
+    (first,) = (path.parent for path in Path("runs").glob("*__killed__*/pretraining.npz"))
+    assert first.name.split("__")[2] == "4"
+    train("--resume", first, "--total-iterations", 3)
+    for folder in Path("runs").glob("*__killed__*"):
+        assert read_run(folder).args["total_iterations"] == 3
 
     pretrain = in_jax.pretrain_dynamics
 
