@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 
 import h5py
 import numpy as np
+import tyro
 
-from benchmark.datasets.collect import episode_returns
+from benchmark.datasets.collect import SAC_SETTINGS, Args, checkpoint_path, episode_returns
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmark" / "datasets"
 TABLE = (
@@ -42,3 +44,13 @@ def test_the_description_is_true(subtests):
                 with np.load(FOLDER / name) as file:
                     counts = [f"{len(file['actions']):,}", f"{len(file['lengths']):,}"]
                     assert [str(file["env_id"]), *counts] == [env_id, *numbers[:2]]
+
+
+def test_the_commands_do_not_refuse_each_others_checkpoints():
+    """Those that share the checkpoint of a SAC run have the same settings of SAC."""
+    text = (FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    settings = {}
+    for command in re.findall(r"^python benchmark/datasets/collect.py (.*)$", text, re.M):
+        args = tyro.cli(Args, args=shlex.split(command))
+        settings.setdefault(checkpoint_path(args, "sac"), set()).add(tuple(getattr(args, name) for name in SAC_SETTINGS))
+    assert len(settings) > 3 and {len(found) for found in settings.values()} == {1}
