@@ -116,7 +116,8 @@ class Args:
     bc_epochs: int = 0  # epochs of behaviour cloning that warm-start the policy (the authors' later code: 50)
 
 
-# ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1
+# ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1,
+# N: rows of a dataset, W = 2O + A + 2: the width of a row
 class Batch(NamedTuple):
     observations: Tensor  # [..., O], normalised by the dataset's mean and std
     actions: Tensor  # [..., A], in [-1, 1]
@@ -204,7 +205,8 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(nn.Module):
-    """Actor and critics, and an average of each: the policy, which is evaluated and saved alone, and the target critics."""
+    """Actor and critics, and an average of each: target_critic, and policy, which alone is evaluated and saved. By default it
+    is the actor after an iteration, with --policy-average an average over iterations."""
 
     def __init__(self, obs_dim: int, action_dim: int, alpha: float, num_critics: int = 2):
         super().__init__()
@@ -321,12 +323,12 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     bootstrap = torch.randint(len(train_rows), (args.num_models, len(train_rows)), device=train_rows.device)
     best_errors = torch.full((args.num_models,), math.inf, device=train_rows.device)  # the first epoch always improves
     best_layers = copy.deepcopy(dynamics.layers).requires_grad_(False)
-    parts, best = (dynamics, optimizer, best_layers), (best_errors,)
+    parts, name = (dynamics, optimizer, best_layers), "pretraining.pt"
     resume = run and args.resume
-    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, best, "pretraining.pt") if resume else (0, 0)
+    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, (best_errors,), name) if resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
-    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
-    for i in epochs:
+    bar = tqdm(epochs, "Pretraining the model", epochs.stop, unit="epoch", initial=first_epoch, dynamic_ncols=True)
+    for i in bar:
         order = bootstrap.gather(1, torch.rand(bootstrap.shape, device=bootstrap.device).argsort(1))  # reshuffled for each
         for indices in order.split(args.batch_size, dim=1):
             update(indices)
@@ -339,12 +341,10 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
             kept.copy_(where(improved[:, None, None], weight.detach(), kept))
         epochs_since_improvement = 0 if improved.any() else epochs_since_improvement + 1
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
-        bar.update()
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_checkpoint(run, 0, parts, best, "pretraining.pt", (i + 1, epochs_since_improvement))
-    bar.close()
+            save_checkpoint(run, 0, parts, (best_errors,), name, (i + 1, epochs_since_improvement))
     dynamics.layers.load_state_dict(best_layers.state_dict())
     return best_errors
 
@@ -357,7 +357,7 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     """
     both = concatenate([dataset.observations, dataset.next_observations])
     low, high = amin(both, 0), amax(both, 0)
-    # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
+    # Many rows exactly on an edge: the environment clips there, and stepping over it by the model's noise is not leaving
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     low_reward = quantile(dataset.rewards[: 2**24], 0.01)  # of as many as torch takes; the lowest one may be far off
@@ -367,7 +367,8 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
         terminals = rule(next_observations * obs_std + obs_mean)
         if args.halt_outside:
             halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
-            rewards, terminals = rewards + args.gamma * low_value * halted, terminals | halted
+            rewards = rewards + args.gamma * low_value * halted  # the target r + gamma low_value: the worst for ever
+            terminals = terminals | halted
         return rewards, terminals
 
     return end_step
@@ -565,8 +566,8 @@ def main(args: Args) -> dict:
 
     # Agent, model, and the ring buffer of the last iterations' rollouts
     use_model = args.real_ratio < 1
-    resume = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # after the pretraining
-    pretrain = use_model and not resume and not args.load_model
+    resume_training = args.resume and not (Path(args.resume) / "pretraining.pt").exists()  # else within the pretraining
+    pretrain = use_model and not resume_training and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
     retained = args.rollout_retain_iterations if use_model else 0
     agent = Agent(obs_dim, action_dim, args.alpha, args.num_critics).to(device)
@@ -579,7 +580,7 @@ def main(args: Args) -> dict:
         return metrics
 
     # Pretraining; or what an earlier run left
-    if args.load_model and not resume:
+    if args.load_model and not resume_training:
         load_arrays(args.load_model, dynamics, dataset)
     run = Run(args, dataset, "cpu" if device.type == "cpu" else torch.cuda.get_device_name())
     if pretrain:
@@ -588,7 +589,7 @@ def main(args: Args) -> dict:
         elites = errors.argsort()[: args.num_elites].sort().values
         print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in errors)}; elites: {elites.tolist()}")
         dynamics.keep_members(elites)
-    if not resume:
+    if not resume_training:
         clone_behaviour(agent, rows, obs_dim, args)
         if args.save_model and use_model:
             run.save_arrays("dynamics_pretrained.npz", to_numpy(dynamics))
@@ -600,9 +601,9 @@ def main(args: Args) -> dict:
         "model": adam(dynamics.parameters(), lr=args.model_lr),  # starts afresh after pretraining
     }
     parts = agent, dynamics, *optimizers.values()
-    if resume:
+    if resume_training:
         load_checkpoint(run, parts, (buffer,))
-    if resume and use_model and run.iteration and not buffer.any():
+    if resume_training and use_model and run.iteration and not buffer.any():
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         for iteration in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
             add_rollouts(iteration)
@@ -613,12 +614,12 @@ def main(args: Args) -> dict:
     sac_losses, adversary_loss = (compiled(critic_loss), compiled(actor_loss)), compiled(model_loss)
     model_rows = buffer.flatten(0, 1)
 
-    def agent_step(real: Tensor, imagined: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        batch = split_rows(concatenate([rows[real], model_rows[imagined]]), obs_dim)
+    def agent_step(real_indices: Tensor, model_indices: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        batch = split_rows(concatenate([rows[real_indices], model_rows[model_indices]]), obs_dim)
         return update_agent(agent, optimizers, batch, noise, args, *sac_losses)
 
-    def model_step(observations: Tensor, restarts: Tensor, real: Tensor, *draws: Tensor) -> tuple:
-        real, restarts = split_rows(train_rows[real], obs_dim), rows[restarts, :obs_dim]
+    def model_step(observations: Tensor, restart_indices: Tensor, real_indices: Tensor, *draws: Tensor) -> tuple:
+        real, restarts = split_rows(train_rows[real_indices], obs_dim), rows[restart_indices, :obs_dim]
         model = agent, dynamics, optimizers["model"]
         return update_model(*model, observations, restarts, real, *draws, end_step, args, adversary_loss)
 
@@ -628,14 +629,14 @@ def main(args: Args) -> dict:
     num_updates, batch_size, num_real = args.updates_per_iteration, args.batch_size, round(args.real_ratio * args.batch_size)
     model_updates = args.model_updates_per_iteration or num_updates
     draw, normal = partial(torch.randint, device=device), partial(torch.randn, device=device)
-    first_iteration = run.iteration
-    bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
-    for iteration in range(first_iteration, args.total_iterations + 1):
+    first, last = run.iteration, args.total_iterations
+    bar = tqdm(range(first, last + 1), "RAMBO", last, unit="iteration", initial=first, dynamic_ncols=True)
+    for iteration in bar:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
-        if run.checkpoint_is_due(is_pretrained or is_last):
+        is_last, just_pretrained = iteration == last, iteration == 0 and pretrain
+        if run.checkpoint_is_due(just_pretrained or is_last):
             save_checkpoint(run, iteration, parts, (buffer,) if args.checkpoint_buffer else ())
-        if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
+        if iteration % args.eval_interval == 0 or iteration > last - 10:
             run.evaluate(iteration, to_numpy(agent))
         if is_last:
             break
@@ -676,9 +677,7 @@ def main(args: Args) -> dict:
 
         run.log(iteration + 1, metrics)
         bar.set_postfix_str(progress([run], metrics["losses/qf_values"]))
-        bar.update()
 
-    bar.close()
     run.save_arrays("policy.npz", to_numpy(agent.policy))
     if args.save_model and use_model:
         run.save_arrays("dynamics.npz", to_numpy(dynamics) | {"adv_weight": args.adv_weight})
@@ -1134,7 +1133,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if is_d4rl_id(env_id) and hasattr(mujoco, "set_mju_user_warning"):  # HalfCheetah's model has a deprecated attribute
         mujoco.set_mju_user_warning(lambda text: None)  # else it is printed, and written to MUJOCO_LOG.TXT
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
-    advice = {gym.error.Error: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
+    advice = {gym.error.UnregisteredEnv: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
     with explain(f"no environment for --env-id {env_id} can be made here", advice):
         if is_d4rl_id(env_id):
             env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
@@ -1255,9 +1254,10 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends then, or when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # What is raised in an evaluation ends that one alone
+    signal.signal(signal.SIGTERM, lambda *_: (threading.Timer(1, os._exit, [1]).start(), sys.exit(1)))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -1298,7 +1298,7 @@ class Evaluations:
         """Logs those that are done; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
             iteration, seconds, future = self.pending.pop(0)
-            if isinstance(future.exception(), BrokenExecutor):
+            if isinstance(future.exception(), BrokenExecutor | SystemExit):
                 raise InputError(f"a process that evaluates died: {self.way_out}")
             metrics = future.result() | {"seconds": round(seconds, 1)}
             self.tables.add("evaluations.csv", iteration, metrics)
@@ -1406,7 +1406,7 @@ class Tables:
         self.iteration = iteration
         for name in self.names:
             write_file(self.folder / name, lambda file, name=name: file.write(str(texts[name]).encode()))
-        for row in self.rows("metrics.csv")[-1:]:  # TensorBoard forgets it with the evaluation that is made again
+        for row in self.rows("metrics.csv")[-1:]:  # purge_step drops it, too, with the evaluation that is made again
             self.add_scalars(iteration, row)
 
 
@@ -1503,9 +1503,11 @@ class Run(RunFolder):
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
         largest = values.get("losses/max_abs_qf_value", 0)
-        if not all(map(math.isfinite, values.values())) or largest > 1e10:
+        wrong = [f"{name} is not finite" for name, value in values.items() if not math.isfinite(value)]
+        if wrong or largest > 1e10:
             self.finish("diverged")
-            raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}")
+            what = wrong[0] if wrong else f"largest |Q| {largest:.3g}"
+            raise Diverged(f"diverged in iteration {iteration}: {what}, see {self.folder}")
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
@@ -1517,14 +1519,14 @@ class Run(RunFolder):
     def finish(self, status: str = "finished") -> dict:
         """Writes result.json, prints the scores and returns them with the folder."""
         self.evaluations.collect(0)
-        rows, name, of = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
+        rows, name, seed = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
         result = {"status": status, "score": name, "iteration": None, "last": None, "mean_of_last_10": None}
         if scores := [float(row[name]) for row in rows]:
             iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
             result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
         if scores and status == "finished":
-            print(f"{of}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
-            print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
+            print(f"{seed}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
+            print(f"{seed}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
         write_json(self.folder / "result.json", result)
         self.tables.writer.close()
         if self.args.track:
@@ -1550,7 +1552,8 @@ if __name__ == "__main__":
         main(parse_args())
     except (BrokenPipeError, KeyboardInterrupt) as end:
         what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
-        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        folders = sorted(CHECKPOINTS, key=lambda folder: not (folder / "seeds.json").exists())  # the first one's lists all
+        ways_on = [f"--resume {folder} goes on from iteration {CHECKPOINTS[folder]}" for folder in folders]
         message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
         sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
     except (InputError, OSError, Diverged) as problem:

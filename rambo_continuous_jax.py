@@ -117,7 +117,8 @@ class Args:
     bc_epochs: int = 0  # epochs of behaviour cloning that warm-start the policy (the authors' later code: 50)
 
 
-# ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1
+# ALGO LOGIC: the batch. E: ensemble members, B: rows of a batch, O: observation and A: action dimension, D = O + 1,
+# N: rows of a dataset, W = 2O + A + 2: the width of a row
 class Batch(NamedTuple):
     observations: Tensor  # [..., O], normalised by the dataset's mean and std
     actions: Tensor  # [..., A], in [-1, 1]
@@ -215,7 +216,8 @@ def sample_action(actor: Actor, observations: Tensor, noise: Tensor) -> tuple[Te
 
 
 class Agent(NamedTuple):
-    """Actor and critics, and an average of each: the policy, which is evaluated and saved alone, and the target critics."""
+    """Actor and critics, and an average of each: target_critic, and policy, which alone is evaluated and saved. By default it
+    is the actor after an iteration, with --policy-average an average over iterations."""
 
     actor: Actor
     critic: Critic
@@ -352,11 +354,11 @@ def pretrain_dynamics(
         _, order = jax.lax.sort((jax.random.bits(key, bootstrap.shape), bootstrap), num_keys=1)  # a shuffle each
         dynamics, optimizer = scan_batches(update, (dynamics, optimizer), order, args.batch_size)
         errors = holdout_errors(dynamics, holdout)
-        improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)
+        improved = (errors < 0.99 * best_errors) | ~jnp.isfinite(errors)  # which tells main that this seed diverged
         best_errors = where(improved, errors, best_errors)
         best_layers = jax.tree.map(partial(where, improved[:, None, None]), dynamics.layers, best_layers)
-        patience = where(jnp.isfinite(errors).all(), where(improved.any(), 0, epochs_since_improvement + 1), 11)
-        new_state = dynamics, optimizer, (best_errors, best_layers), patience
+        epochs = where(jnp.isfinite(errors).all(), where(improved.any(), 0, epochs_since_improvement + 1), 11)  # 11: it stops
+        new_state = dynamics, optimizer, (best_errors, best_layers), epochs
         return jax.tree.map(partial(where, epochs_since_improvement > 10), state, new_state)
 
     state, bootstrap = jit(jax.vmap(start, (0, 0, None)), args)(dynamics, keys, train_rows)
@@ -365,17 +367,15 @@ def pretrain_dynamics(
     epoch = compile_ahead(jax.vmap(epoch, (0, 0, 0, None, None)), args, state, bootstrap, keys, train_rows, holdout)
     state, first_epoch = load_pretraining(run, state) if run and args.resume else (state, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
-    bar = tqdm(desc="Pretraining the model", unit="epoch", initial=first_epoch, total=epochs.stop, dynamic_ncols=True)
-    for i in epochs:
+    bar = tqdm(epochs, "Pretraining the model", epochs.stop, unit="epoch", initial=first_epoch, dynamic_ncols=True)
+    for i in bar:
         state = epoch(state, bootstrap, fold_in(keys, i), train_rows, holdout)
         (best_errors, _), epochs_since_improvement = state[2], state[3].min()
         bar.set_postfix(holdout_mse=f"{best_errors.mean():.4f}", patience=f"{epochs_since_improvement}/10")
-        bar.update()
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
             save_checkpoint(run, 0, state, "pretraining.npz", epoch=i + 1)
-    bar.close()
     dynamics, _, (best_errors, dynamics.layers), _ = state
     return dynamics, best_errors
 
@@ -388,7 +388,7 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
     """
     both = concatenate([dataset.observations, dataset.next_observations])
     low, high = amin(both, 0), amax(both, 0)
-    # The environment clips a dimension that has many rows on an edge: there, the model's noise alone would halt
+    # Many rows exactly on an edge: the environment clips there, and stepping over it by the model's noise is not leaving
     low = where((both == low).sum(0) > 10 + 1e-4 * len(both), -math.inf, low)
     high = where((both == high).sum(0) > 10 + 1e-4 * len(both), math.inf, high)
     low_reward = quantile(dataset.rewards[: 2**24], 0.01)  # of as many as torch takes; the lowest one may be far off
@@ -398,7 +398,8 @@ def rollout_ends(dataset: Batch, rule: Callable, obs_mean: Tensor, obs_std: Tens
         terminals = rule(next_observations * obs_std + obs_mean)
         if args.halt_outside:
             halted = ((next_observations < low) | (next_observations > high)).any(-1) & ~terminals
-            rewards, terminals = rewards + args.gamma * low_value * halted, terminals | halted
+            rewards = rewards + args.gamma * low_value * halted  # the target r + gamma low_value: the worst for ever
+            terminals = terminals | halted
         return rewards, terminals
 
     return end_step
@@ -610,8 +611,9 @@ def train_iteration(
 
     # Agent update: SAC on dataset and model rows
     def agent_step(carry: tuple, draws: tuple) -> tuple:
-        real, imagined, noise = draws  # the buffer is not flattened: that would copy it
-        batch = split_rows(concatenate([rows[real], buffer[jnp.unravel_index(imagined, buffer.shape[:2])]]), obs_dim)
+        real_indices, model_indices, noise = draws
+        model_rows = buffer[jnp.unravel_index(model_indices, buffer.shape[:2])]  # flattening the buffer would copy it
+        batch = split_rows(concatenate([rows[real_indices], model_rows]), obs_dim)
         *carry, metrics = update_agent(*carry, batch, noise, args)
         return tuple(carry), metrics
 
@@ -627,9 +629,9 @@ def train_iteration(
     # Adversarial model update; lambda = 0 leaves the maximum likelihood model as it is
     def model_step(carry: tuple, draws: tuple) -> tuple:
         *model, observations = carry
-        step, starts, restarts, real, elites, noise = draws
-        observations = where(step % args.rollout_length == 0, rows[starts, :obs_dim], observations)
-        real, restarts = split_rows(rows[real], obs_dim), rows[restarts, :obs_dim]
+        step, start_indices, restart_indices, real_indices, elites, noise = draws
+        observations = where(step % args.rollout_length == 0, rows[start_indices, :obs_dim], observations)
+        real, restarts = split_rows(rows[real_indices], obs_dim), rows[restart_indices, :obs_dim]
         *carry, metrics = update_model(agent, *model, observations, restarts, real, elites, noise, end_step, args)
         return tuple(carry), metrics
 
@@ -674,8 +676,8 @@ def main(args: Args) -> list[dict]:
 
     # Agents and models, one of each for every seed: all arrays are [S, ...]
     use_model = args.real_ratio < 1
-    resume = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # after the pretraining
-    pretrain = use_model and not resume and not args.load_model
+    resume_training = args.resume and not (Path(args.resume) / "pretraining.npz").exists()  # else within the pretraining
+    pretrain = use_model and not resume_training and not args.load_model
     num_models = args.num_models if pretrain else args.num_elites
     retained = args.rollout_retain_iterations if use_model else 0
 
@@ -685,7 +687,7 @@ def main(args: Args) -> list[dict]:
         return init_agent(agent_key, obs_dim, action_dim, args.alpha, args.num_critics), dynamics
 
     agent, dynamics = jit(jax.vmap(init), args)(init_keys)
-    if args.load_model and not resume:
+    if args.load_model and not resume_training:
         loaded = load_arrays(args.load_model, take(dynamics, 0), dataset)
         dynamics = jax.tree.map(lambda x: jnp.stack([x] * args.num_seeds), loaded)
 
@@ -707,12 +709,13 @@ def main(args: Args) -> list[dict]:
     if pretrain:
         dynamics, errors = pretrain_dynamics(dynamics, pretrain_keys, train_rows, holdout, args, runs[0])
         for_each_run(lambda i, run: run.check(0, {"hold-out error": float(errors[i].sum())}))
-        for_each_run(lambda i, run: write_json(run.folder / "args.json", run.arguments))  # a resumed run's have changed
+        for_each_run(lambda i, run: run.tables.go_back(0, dict.fromkeys(run.tables.names, "")))  # of what was resumed
+        for_each_run(lambda i, run: write_json(run.folder / "args.json", run.arguments))
         elites = jnp.sort(errors.argsort(1)[:, : args.num_elites])
         for mse, members in zip(errors.tolist(), elites.tolist(), strict=True):
             print(f"Hold-out MSE: {' '.join(f'{error:.5f}' for error in mse)}; elites: {members}")
         dynamics = jax.vmap(Dynamics.keep_members)(dynamics, elites)
-    if not resume:
+    if not resume_training:
         agent = clone_behaviour(agent, clone_keys, rows, obs_dim, args)
         if args.save_model and use_model:
             for_each_run(lambda i, run: run.save_arrays("dynamics_pretrained.npz", to_numpy(take(dynamics, i))))
@@ -720,20 +723,20 @@ def main(args: Args) -> list[dict]:
     optimizers = {name: jax.vmap(adam_init)(parameters) for name, parameters in learnt.items()}
     shape = args.num_seeds, retained, args.rollout_length * args.rollout_batch_size, rows.shape[1]
     state = TrainState(agent, dynamics, optimizers, jnp.zeros(shape), train_keys)
-    if resume:
+    if resume_training:
         state = load_checkpoints(runs.values(), state, rows, end_step, args)
     iterate = jax.vmap(partial(train_iteration, end_step=end_step, args=args), (0, None, None, None))
     iterate = compile_ahead(iterate, args, state, jnp.int32(0), rows, holdout)
 
     # ALGO LOGIC: Algorithm 1
-    first_iteration = max([run.iteration for run in runs.values()], default=0)
-    bar = tqdm(desc="RAMBO", unit="iteration", initial=first_iteration, total=args.total_iterations, dynamic_ncols=True)
-    for iteration in range(first_iteration, args.total_iterations + 1):
+    first, last = max([run.iteration for run in runs.values()], default=0), args.total_iterations
+    bar = tqdm(range(first, last + 1), "RAMBO", last, unit="iteration", initial=first, dynamic_ncols=True)
+    for iteration in bar:
         # TRY NOT TO MODIFY: checkpoint and evaluate what the iterations so far have made
-        is_last, is_pretrained = iteration == args.total_iterations, iteration == 0 and pretrain
-        if any([run.checkpoint_is_due(is_pretrained or is_last) for run in runs.values()]):
+        is_last, just_pretrained = iteration == last, iteration == 0 and pretrain
+        if any([run.checkpoint_is_due(just_pretrained or is_last) for run in runs.values()]):
             for_each_run(lambda i, run: save_checkpoint(run, iteration, take(state, i)))  # noqa: B023
-        if iteration % args.eval_interval == 0 or iteration > args.total_iterations - 10:
+        if iteration % args.eval_interval == 0 or iteration > last - 10:
             for_each_run(lambda i, run: run.evaluate(iteration, take(to_numpy(state.agent), i)))  # noqa: B023
         if is_last or not runs:
             break
@@ -748,9 +751,7 @@ def main(args: Args) -> list[dict]:
         metrics = [{name: float(values[i]) for name, values in history.items()} | speed for i in range(args.num_seeds)]
         for_each_run(lambda i, run: run.log(iteration + 1, metrics[i]))  # noqa: B023
         bar.set_postfix_str(f"{progress(runs.values(), history['losses/qf_values'].mean())}, SPS={speed['charts/SPS']:.0f}")
-        bar.update()
 
-    bar.close()
     results = []
     for i, run in runs.items():
         run.save_arrays("policy.npz", to_numpy(take(state.agent.policy, i)))
@@ -870,7 +871,8 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
             checkpoints.append(dict(file))
             run.check_checkpoint(checkpoints[-1])  # of every seed, before one of them forgets a row
             states.append(from_numpy({"buffer": state.buffer[0]} | checkpoints[-1], take(state, 0)))
-    if len({int(checkpoint["iteration"]) for checkpoint in checkpoints}) > 1:
+    iteration, *others = {int(checkpoint["iteration"]) for checkpoint in checkpoints}
+    if others:
         raise InputError("--resume: the seeds are at different iterations, resume them one by one with --num-seeds 1")
     for run, checkpoint in zip(runs, checkpoints, strict=True):
         run.go_on(checkpoint)
@@ -878,7 +880,7 @@ def load_checkpoints(runs: Iterable["Run"], state: TrainState, rows: Tensor, end
     if args.real_ratio < 1 and not all("buffer" in checkpoint for checkpoint in checkpoints):
         print("The checkpoint holds no model rollouts: rolling the model out anew")
         rollout = jit(jax.vmap(partial(rollout_models, end_step=end_step, args=args), (0, 0, None, 0)), args)
-        for i in range(max(run.iteration - args.rollout_retain_iterations, 0), run.iteration):
+        for i in range(max(iteration - args.rollout_retain_iterations, 0), iteration):
             rollouts, _ = rollout(state.agent, state.dynamics, rows, fold_in(state.key, i + 10))  # split gives 0 to 4
             state = state._replace(buffer=state.buffer.at[:, i % args.rollout_retain_iterations].set(rollouts))
     return state
@@ -1236,7 +1238,7 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if is_d4rl_id(env_id) and hasattr(mujoco, "set_mju_user_warning"):  # HalfCheetah's model has a deprecated attribute
         mujoco.set_mju_user_warning(lambda text: None)  # else it is printed, and written to MUJOCO_LOG.TXT
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
-    advice = {gym.error.Error: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
+    advice = {gym.error.UnregisteredEnv: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
     with explain(f"no environment for --env-id {env_id} can be made here", advice):
         if is_d4rl_id(env_id):
             env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
@@ -1357,9 +1359,10 @@ def record_video(args: Args, agent: NumpyAgent | None = None, run_folder: Path =
 
 
 def start_worker() -> None:
-    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends when the parent does."""
+    """Leaves Ctrl-C to the parent, closes its environments when terminated, and ends then, or when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # What is raised in an evaluation ends that one alone
+    signal.signal(signal.SIGTERM, lambda *_: (threading.Timer(1, os._exit, [1]).start(), sys.exit(1)))
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -1400,7 +1403,7 @@ class Evaluations:
         """Logs those that are done; waits as long as more than `most` are under way."""
         while self.pending and (len(self.pending) > most or self.pending[0][2].done()):
             iteration, seconds, future = self.pending.pop(0)
-            if isinstance(future.exception(), BrokenExecutor):
+            if isinstance(future.exception(), BrokenExecutor | SystemExit):
                 raise InputError(f"a process that evaluates died: {self.way_out}")
             metrics = future.result() | {"seconds": round(seconds, 1)}
             self.tables.add("evaluations.csv", iteration, metrics)
@@ -1508,7 +1511,7 @@ class Tables:
         self.iteration = iteration
         for name in self.names:
             write_file(self.folder / name, lambda file, name=name: file.write(str(texts[name]).encode()))
-        for row in self.rows("metrics.csv")[-1:]:  # TensorBoard forgets it with the evaluation that is made again
+        for row in self.rows("metrics.csv")[-1:]:  # purge_step drops it, too, with the evaluation that is made again
             self.add_scalars(iteration, row)
 
 
@@ -1605,9 +1608,11 @@ class Run(RunFolder):
     def check(self, iteration: int, values: dict[str, float]) -> None:
         """Raises Diverged if a value is not finite, or |Q| above 1e10."""
         largest = values.get("losses/max_abs_qf_value", 0)
-        if not all(map(math.isfinite, values.values())) or largest > 1e10:
+        wrong = [f"{name} is not finite" for name, value in values.items() if not math.isfinite(value)]
+        if wrong or largest > 1e10:
             self.finish("diverged")
-            raise Diverged(f"diverged in iteration {iteration}: largest |Q| {largest:.3g}, see {self.folder}")
+            what = wrong[0] if wrong else f"largest |Q| {largest:.3g}"
+            raise Diverged(f"diverged in iteration {iteration}: {what}, see {self.folder}")
 
     def evaluate(self, iteration: int, weights: dict[str, np.ndarray]) -> None:
         """Starts an evaluation of the agent with these weights. Raises Diverged if they are not finite."""
@@ -1619,14 +1624,14 @@ class Run(RunFolder):
     def finish(self, status: str = "finished") -> dict:
         """Writes result.json, prints the scores and returns them with the folder."""
         self.evaluations.collect(0)
-        rows, name, of = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
+        rows, name, seed = self.tables.rows("evaluations.csv"), self.evaluations.score_name, f"Seed {self.args.seed}"
         result = {"status": status, "score": name, "iteration": None, "last": None, "mean_of_last_10": None}
         if scores := [float(row[name]) for row in rows]:
             iteration, last, mean = int(rows[-1]["iteration"]), scores[-1], float(np.mean(scores[-10:]))
             result |= {"iteration": iteration, "last": last, "mean_of_last_10": mean}
         if scores and status == "finished":
-            print(f"{of}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
-            print(f"{of}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
+            print(f"{seed}, mean of the last {len(scores[-10:])} evaluations: {name} {mean:.1f}")
+            print(f"{seed}, iteration {iteration}: {name} {last:.1f} (mean of {self.args.eval_episodes} episodes)")
         write_json(self.folder / "result.json", result)
         self.tables.writer.close()
         if self.args.track:
@@ -1652,7 +1657,8 @@ if __name__ == "__main__":
         main(parse_args())
     except (BrokenPipeError, KeyboardInterrupt) as end:
         what = "interrupted" if isinstance(end, KeyboardInterrupt) else "error: nobody reads the output any more"
-        ways_on = [f"--resume {folder} goes on from iteration {iteration}" for folder, iteration in CHECKPOINTS.items()]
+        folders = sorted(CHECKPOINTS, key=lambda folder: not (folder / "seeds.json").exists())  # the first one's lists all
+        ways_on = [f"--resume {folder} goes on from iteration {CHECKPOINTS[folder]}" for folder in folders]
         message, code = f"{what}: {[*ways_on, 'there is no checkpoint yet to go on from'][0]}", 1
         sys.stdout = open(os.devnull, "w")  # what is left to write there would fail again
     except (InputError, OSError, Diverged) as problem:

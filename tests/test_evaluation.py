@@ -250,7 +250,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
-@pytest.mark.parametrize("end", ["Ctrl-C", "kill", "a process that evaluates is killed"])
+@pytest.mark.parametrize("end", ["Ctrl-C", "kill", "a process that evaluates is killed", "... is terminated"])
 def test_no_process_is_left_behind(end):
     """By the torch script alone: the JAX script has the same lines."""
     command = [sys.executable, str(ROOT / "rambo_continuous.py"), *PENDULUM, "--eval-workers", "1"]
@@ -266,7 +266,7 @@ def test_no_process_is_left_behind(end):
     if end == "Ctrl-C":
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all of them
     else:
-        os.kill(process.pid if end == "kill" else worker, signal.SIGKILL)
+        os.kill(process.pid if end == "kill" else worker, signal.SIGTERM if "terminated" in end else signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == (-signal.SIGKILL if end == "kill" else 1)
     last_line = stderr.strip().splitlines()[-1].split("\r")[-1]

@@ -649,7 +649,7 @@ def test_a_saved_model_serves_all_seeds_and_the_others_go_on_when_one_diverges(t
 
 def test_the_pretraining_of_several_seeds_survives_until_all_have_a_checkpoint(beside_three_seeds, monkeypatch):
     """Then, or when the first one has diverged, its checkpoint goes: with it there, --resume would pretrain again. Resumed,
-    all seeds keep the new arguments."""
+    all seeds keep the new arguments and forget their rows."""
     original, saved = in_jax.save_checkpoint, []
 
     def dies(run, iteration, state, name="checkpoint.npz", **progress):
@@ -664,9 +664,11 @@ def test_the_pretraining_of_several_seeds_survives_until_all_have_a_checkpoint(b
         train(*flags, "--exp-name", "killed")
     (first,) = (path.parent for path in Path("runs").glob("*__killed__*/pretraining.npz"))
     assert first.name.split("__")[2] == "4"
+    folders = sorted(Path("runs").glob("*__killed__*"))
+    (folders[1] / "metrics.csv").write_text("iteration,losses/qf_loss\n1,0.5\n", encoding="utf-8")  # of a try in between
     train("--resume", first, "--total-iterations", 3)
-    for folder in Path("runs").glob("*__killed__*"):
-        assert read_run(folder).args["total_iterations"] == 3
+    for run in map(read_run, folders):
+        assert run.args["total_iterations"] == 3 and [row["iteration"] for row in run.metrics] == ["1", "2", "3"]
 
     pretrain = in_jax.pretrain_dynamics
 
