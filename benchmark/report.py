@@ -14,6 +14,7 @@ cannot be read is named and left out.
 """
 
 import csv
+import io
 import json
 import math
 import re
@@ -44,6 +45,7 @@ from runner import relevant
 from rambo_continuous import Args as TrainingArgs
 
 LAST = 10  # evaluations in "mean of the last 10"
+RESAMPLED = " (resampled)"  # in the name of a dataset that has D4RL's id but was recorded again
 RATIO = "losses/value_bound_ratio"  # mean Q over the largest value that the dataset's rewards allow
 MEASURES = (
     "charts/normalized_score", "charts/normalized_score_std", "charts/episodic_return", "charts/episodic_length",
@@ -110,9 +112,11 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The id; a file of another name is told from it."""
-        env_id, name = self.args["env_id"], Path(self.args.get("dataset_path") or "").name
-        return env_id if name.removesuffix(".hdf5").replace("_", "-") in ("", env_id) else f"{env_id} ({name})"
+        """The id; a file of another name is told from it, and so is one of D4RL's name that was resampled."""
+        env_id, path = self.args["env_id"], Path(self.args.get("dataset_path") or "")
+        if path.name.removesuffix(".hdf5").replace("_", "-") not in ("", env_id):
+            return f"{env_id} ({path.name})"
+        return env_id + (RESAMPLED if path.parent.name == "resampled" else "")
 
     @property
     def seed(self) -> int:
@@ -160,6 +164,8 @@ class Run:
 
 
 Runs = dict[tuple[str, Method], list[Run]]  # those of a dataset and method, by seed
+STATUSES = ("unfinished", "diverged", "finished")  # of several attempts a later one counts
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 # --- reading and writing ----------------------------------------------------------------------------------------------
@@ -171,12 +177,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def check(run: Run) -> Run:
-    """Raises ValueError if this is no run of RAMBO or if a number in it is none."""
+    """Raises ValueError if this is no run of RAMBO, if a number in it is none, or if its end is missing."""
     for name, kind in NEEDED.items():
         if not isinstance(run.args.get(name), (int, float) if kind is float else kind):
             raise ValueError(f"not a run of RAMBO: its {name} is {run.args.get(name)!r}")
     if not all(isinstance(value, str | int | float | None) for value in run.args.values()):
         raise ValueError("not a run of RAMBO: an argument is no plain value")
+    if run.status not in STATUSES:
+        raise ValueError(f"its status is {run.status!r}: lines are missing")
     for column in MEASURES:
         run.curve(column) if column != "episodic_returns" else None
     return run
@@ -226,21 +234,31 @@ def write_tidy(path: Path, runs: Runs) -> None:
             own = {"method": method.name, "seed": run.seed, "status": ""}
             rows += [row | own for row in run.rows or [{"iteration": 0}]]  # it may diverge before it has a row
             rows[-1]["status"] = run.status
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    text = json.dumps({"methods": methods}, indent=2, ensure_ascii=False)
-    args_path(path).write_text(text + "\n", encoding="utf-8")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["method", "seed", "iteration", *MEASURES, "status"], "", "ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text = json.dumps({"methods": methods}, indent=2, ensure_ascii=False) + "\n"
+    for target, content in ((path, table.getvalue()), (args_path(path), text)):
+        temporary = target.with_name(f"{target.name}.tmp")
+        temporary.write_text(content, encoding="utf-8", newline="")
+        temporary.replace(target)
 
 
 def add_to_tidy(args: Args) -> None:
-    """The command --tidy."""
-    paths = (args.tidy, *args.runs) if args.tidy.exists() else args.runs
-    found = (run for path in paths for run in read(path) if run.dataset == args.tidy.stem)
-    runs, _, _ = group_runs(found, unfinished=True)
-    if not runs:
-        sys.exit(f"no run of {args.tidy.stem} in {', '.join(map(str, args.runs))}")
+    """The command --tidy. Of what is published nothing may get lost: if that cannot be read, nothing is written."""
+    try:
+        found = read_tidy(args.tidy) if args.tidy.exists() else []
+    except UNREADABLE as error:
+        sys.exit(f"error: {args.tidy} or {args_path(args.tidy)} is damaged, restore it ({type(error).__name__}: {error})")
+    new = [run for path in args.runs for run in read(path) if run.dataset.removesuffix(RESAMPLED) == args.tidy.stem]
+    if not new:
+        sys.exit(f"error: no run of {args.tidy.stem} in {', '.join(map(str, args.runs))}")
+    if len(names := {run.dataset for run in found + new}) > 1:
+        sys.exit(f"error: {' and '.join(sorted(names))} do not belong into one file")
+    runs, _, _ = group_runs(found + new, unfinished=True)
+    if replaced := len(found + new) - sum(map(len, runs.values())):
+        print(f"{replaced} runs left out: of those with one method and seed the finished, then the newest stays")
     args.tidy.parent.mkdir(parents=True, exist_ok=True)
     write_tidy(args.tidy, runs)
     for (_, method), group in runs.items():
@@ -310,7 +328,7 @@ def read(path: Path) -> list[Run]:
         try:
             found = [run for run in reader(file) if len(run.scores[1]) or run.status == "diverged"]
             problem = None if found else "no evaluation yet"
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except UNREADABLE as error:
             found, problem = [], f"{type(error).__name__}: {error}"
         runs += found
         if problem:
@@ -324,10 +342,9 @@ def group_runs(runs: Iterable[Run], unfinished: bool) -> tuple[Runs, list[Run], 
     for run in runs:
         by_dataset[run.dataset].append(run)
     flags = {dataset: name_methods(runs) for dataset, runs in by_dataset.items()}
-    rank = ("unfinished", "diverged", "finished")
     best: dict[tuple, Run] = {}
     for runs in by_dataset.values():
-        for run in sorted(runs, key=lambda run: rank.index(run.status)):
+        for run in sorted(runs, key=lambda run: STATUSES.index(run.status)):
             best[run.dataset, run.method, run.seed] = run  # of several attempts the finished, then the newest
     grouped, left_out = defaultdict(list), []
     for (dataset, method, _), run in sorted(best.items(), key=lambda item: (item[0][0], method_order(item[0][1]), item[0][2])):
@@ -467,6 +484,7 @@ def summary_table(runs: Runs, samples: int) -> str:
 def refresh_tables(page: str, runs: Runs, samples: int) -> str:
     """The page with its tables made again."""
     for dataset, groups in datasets(runs).items():
+        dataset = dataset.removesuffix(RESAMPLED)
         made = f"<!-- {dataset} -->\n\n{summary_table(groups, samples)}\n\n<!-- end -->"
         page = re.sub(rf"<!-- {re.escape(dataset)} -->.*?<!-- end -->", lambda _, made=made: made, page, flags=re.S)
     return page

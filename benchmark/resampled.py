@@ -5,6 +5,7 @@
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from rambo_continuous import DATASET_DEFAULTS
 
 HERE = Path(__file__).parent
 DATASETS = [f"{body}-{quality}-v2" for quality in ("medium", "random") for body in ("hopper", "halfcheetah", "walker2d")]
@@ -31,8 +35,9 @@ def kind_of(args: dict) -> str | None:
     average = args.get("policy_average", 0)
     if args.get("halt_outside"):
         return (OURS if average else SINGLE) if args["adv_weight"] == 0 and args["rollout_length"] == 20 else None
-    long = args["rollout_batch_size"] != 50_000
-    return None if long or average or args.get("model_updates_per_iteration") else PAPER
+    theirs = {"rollout_batch_size": 50_000, "rollout_length": 5, "adv_weight": 3e-4, "model_updates_per_iteration": None}
+    theirs |= DATASET_DEFAULTS.get(args["env_id"], {})
+    return PAPER if not average and all(args.get(name) == value for name, value in theirs.items()) else None
 
 
 def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
@@ -43,7 +48,9 @@ def read_results(dataset: str) -> dict[str, dict[int, pd.DataFrame]]:
         for (method, seed), rows in pd.read_csv(path).groupby(["method", "seed"]):
             scored = rows.dropna(subset=[SCORE])  # a run that was stopped early may have none
             if (kind := kind_of(methods[method]["args"])) and len(scored):
-                found.setdefault(kind, {})[seed] = scored  # Walker2d's seeds of 60 epochs come after those of 25, and count
+                seeds = found.setdefault(kind, {})
+                if seed not in seeds or scored["iteration"].max() > seeds[seed]["iteration"].max():
+                    seeds[seed] = scored  # of several ensembles the longest run counts
     return found
 
 

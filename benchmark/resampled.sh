@@ -4,7 +4,7 @@
 # where they are missing: medium from a D4RL file of that body with its policy (two episodes of it are enough), found in
 # $D4RL_DATASET_DIR or ~/.d4rl/datasets as hopper_medium-v2.hdf5; random from nothing.
 #   ITERATIONS=300, EPOCHS=150   of training; of pretraining, at most
-#   SHARE_ENSEMBLE=1             the seeds of a dataset share one pretrained ensemble, seed 1's; 0: each has its own
+#   SHARE_ENSEMBLE=1             the seeds of a dataset share one pretrained ensemble, seed 1's; 0: each has its own (a finished run of either kind counts)
 # DATASETS="hopper-medium-v2" takes one of them, SEEDS="1 2 3" the seeds (default: these; hopper-random, walker2d-random: 1),
 # SCRIPT=rambo_continuous.py the torch script.
 # DRY_RUN=1 shows the commands, WORKERS=n runs n at once, further arguments go to every run; see runner.py.

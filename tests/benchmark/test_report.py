@@ -302,6 +302,26 @@ def test_a_run_that_is_added_takes_the_place_of_the_same_method_and_seed(tmp_pat
     assert [run.args["save_model"] for run in report.read(path) if run.args["rollout_length"] == 5] == [True, False]
 
 
+def test_what_is_published_stays_where_it_is_damaged_or_the_new_runs_do_not_belong_to_it(tmp_path):
+    path = tmp_path / "results" / "hopper-medium-v2.csv"
+    write_run(tmp_path / "old", "hopper-medium-v2", 1, 50)
+    tidy(tmp_path / "old", path)
+    files = {file: file.read_bytes() for file in path.parent.iterdir()}
+    write_run(tmp_path / "new", "hopper-medium-v2", 2, 80)
+    write_run(tmp_path / "again", "hopper-medium-v2", 2, 80, dataset_path="collected/resampled/hopper_medium-v2.hdf5")
+    damages = [(file.name, content[:-99]) for file, content in files.items()]
+    for name, content in [*damages, (path.name, files[path].replace(b",49,", b",what,"))]:
+        (path.parent / name).write_bytes(content)
+        before = {file: file.read_bytes() for file in files}
+        with pytest.raises(SystemExit, match="damaged, restore it"):
+            tidy(tmp_path / "new", path)
+        assert before == {file: file.read_bytes() for file in path.parent.iterdir()}
+        (path.parent / name).write_bytes(files[path.parent / name])
+    with pytest.raises(SystemExit, match="do not belong into one file"):
+        tidy(tmp_path / "again", path)
+    assert files == {file: file.read_bytes() for file in path.parent.iterdir()}
+
+
 def test_a_run_that_diverged_before_its_first_row_stays_in_the_log(tmp_path):
     for seed in (1, 2):
         folder = write_run(tmp_path / "runs", "hopper-medium-v2", seed, 50, status=("diverged", "finished")[seed - 1])
@@ -367,7 +387,7 @@ def test_methods_are_told_apart_by_what_differs_from_the_defaults_also_where_old
     name = "RAMBO, k = 5, λ = 0.0003"
     assert method_names(tmp_path) == {name, f"{name}, gamma 0.95", "behaviour cloning, 50 epochs"}
     runs, left_out, flags = report.group_runs(report.read(tmp_path), unfinished=False)
-    assert flags == {"hopper-medium-v2": "--total-iterations 20"}
+    assert flags == {"hopper-medium-v2 (resampled)": "--total-iterations 20"}, "not to be taken for D4RL's own"
     assert "Learnt from `collected/resampled/hopper_medium-v2.hdf5`." in report.seeds_section(runs, left_out, flags)
 
 

@@ -93,13 +93,16 @@ def test_the_readmes_command_makes_its_table_and_the_figures_of_the_resampled_da
     assert all(same_picture(name, tmp_path) for name in ("resampled.png", "runaway_values.png"))
 
 
-def test_a_resampled_run_that_has_no_evaluation_yet_is_left_out(tmp_path, monkeypatch):
+def test_of_resampled_runs_the_longest_of_a_seed_counts_if_it_has_the_papers_setting_and_an_evaluation(tmp_path, monkeypatch):
     (folder := tmp_path / "results" / "resampled").mkdir(parents=True)
-    methods = {"paper": {"args": {"total_iterations": 300, "rollout_batch_size": 50_000}}}
-    (folder / "hopper-medium-v2.args.json").write_text(json.dumps({"methods": methods}), encoding="utf-8")
-    (folder / "hopper-medium-v2.csv").write_text(f"method,seed,iteration,{resampled.SCORE}\npaper,1,10,50\npaper,2,1,\n")
+    args = {"env_id": "walker2d-medium-v2", "rollout_length": 5, "adv_weight": 0.0, "rollout_batch_size": 50_000}
+    methods = {name: {"args": args | {"total_iterations": 300}} for name in ("first", "more", "other")}
+    methods["other"]["args"] = methods["other"]["args"] | {"adv_weight": 3e-4}
+    (folder / "walker2d-medium-v2.args.json").write_text(json.dumps({"methods": methods}), encoding="utf-8")
+    rows = "first,1,10,50\nmore,1,5,40\nmore,2,1,\nother,1,20,60\n"
+    (folder / "walker2d-medium-v2.csv").write_text(f"method,seed,iteration,{resampled.SCORE}\n{rows}")
     monkeypatch.setattr(resampled, "HERE", tmp_path)
-    found = resampled.read_results("hopper-medium-v2")
+    found = resampled.read_results("walker2d-medium-v2")
     assert resampled.summary(found[resampled.PAPER]) == "50.0 (1 × 10)"
 
 
@@ -121,7 +124,8 @@ def test_a_file_is_complete(subtests):
             found = report.read(path)
             assert len(found) == count
             for run in found:
-                assert run.dataset == path.stem and run.status in ("finished", "diverged", "unfinished")
+                resampled = "" if path in FILES else report.RESAMPLED
+                assert run.dataset == path.stem + resampled and run.status in ("finished", "diverged", "unfinished")
                 if run.status == "finished":
                     assert [int(row["iteration"]) for row in run.rows] == list(range(run.args["total_iterations"] + 1))
 
