@@ -275,13 +275,6 @@ def test_a_model_without_a_use(rambo):
     assert_matches(refused(rambo, "--load-model", "model.npz", "--real-ratio", 1), "--load-model", "--real-ratio")
 
 
-@one_script
-def test_a_run_folder_that_cannot_be_written(rambo):
-    write_hdf5(Path("hopper.hdf5"), hopper_log())
-    Path("runs").touch()
-    assert_matches(refused(rambo, "--dataset-path", "hopper.hdf5", *TINY), "no run folder can be made in .*runs")
-
-
 # Models and checkpoints of other runs
 TWO_RUNS = pytest.mark.xdist_group("two_runs")
 

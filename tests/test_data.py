@@ -228,20 +228,6 @@ def test_d4rl_files_are_looked_for_where_d4rl_keeps_them(rambo, tmp_path, monkey
     assert rambo.find_dataset("hopper-medium-replay-v2", str(home)) == home, "--dataset-path comes first"
 
 
-def test_the_papers_hyperparameters_are_those_of_table_3(rambo):
-    table = {  # (k, lambda), the best column of the preprint's Table 3
-        "halfcheetah": {"random": (5, 0), "medium": (5, 3e-4), "medium-replay": (5, 3e-4), "medium-expert": (2, 3e-4)},
-        "hopper": {"random": (1, 3e-4), "medium": (5, 3e-4), "medium-replay": (5, 3e-4), "medium-expert": (5, 0)},
-        "walker2d": {"random": (5, 3e-4), "medium": (5, 0), "medium-replay": (5, 0), "medium-expert": (2, 3e-4)},
-    }
-    for env, datasets in table.items():
-        for quality, (k, adv_weight) in datasets.items():
-            args = rambo.parse_args(["--env-id", f"{env}-{quality}-v2"])
-            assert (args.rollout_length, args.adv_weight) == (k, adv_weight)
-    args = rambo.parse_args(["--env-id", "hopper-random-v2", "--rollout-length", "3", "--adv-weight", "0.5"])
-    assert (args.rollout_length, args.adv_weight) == (3, 0.5)
-
-
 # The d4rl package as an oracle
 @pytest.fixture
 def d4rl(monkeypatch):

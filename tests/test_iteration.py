@@ -448,3 +448,5 @@ def test_the_defaults_are_the_papers(rambo):
             args = vars(rambo.parse_args(["--env-id", f"{body}-{kind.replace('_', '-')}-v2"]))
             expected = table_2 | appendix_b | dict(rollout_length=k, adv_weight=adv_weight)
             assert {name: args[name] for name in expected} == expected
+    args = rambo.parse_args(["--env-id", "hopper-random-v2", "--rollout-length", "3", "--adv-weight", "0.5"])
+    assert (args.rollout_length, args.adv_weight) == (3, 0.5), "the command line has the last word"

@@ -162,10 +162,6 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
             run_here(*arguments, "--output-dir", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name, obs_dim, action_dim, megabytes", [("hopper_mini-v2", 11, 3, 6.0), ("pendulum_mini", 3, 1, 0.5)]
-)
-def test_bundled_datasets(name: str, obs_dim: int, action_dim: int, megabytes: float) -> None:
-    path = ROOT / "benchmark" / "datasets" / f"{name}.hdf5"
-    check_columns(read(path), obs_dim, action_dim)
-    assert path.stat().st_size <= megabytes * 1e6
+@pytest.mark.parametrize("name, obs_dim, action_dim", [("hopper_mini-v2", 11, 3), ("pendulum_mini", 3, 1)])
+def test_bundled_datasets(name: str, obs_dim: int, action_dim: int) -> None:
+    check_columns(read(ROOT / "benchmark" / "datasets" / f"{name}.hdf5"), obs_dim, action_dim)
