@@ -16,7 +16,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
@@ -59,23 +59,21 @@ class Clock:
     """In place of a script's tqdm: notes when an epoch or an iteration ends, and ends the run."""
 
     def __init__(self, enough: int):
-        self.enough, self.ends = enough, {"epoch": [], "iteration": []}
+        self.enough, self.ends = enough, {"epoch": [], "iteration": [], "": []}  # cloning has no unit
 
-    def __call__(self, *_, unit: str = "", **__) -> "Clock":
-        self.unit = unit
+    def __call__(self, steps: Iterable[int], *_, unit: str = "", **__) -> "Clock":
+        self.steps, self.unit = steps, unit
         return self
 
-    def __iter__(self) -> Iterator[int]:  # no cloning
-        return iter(())
-
-    def update(self) -> None:
-        self.ends[self.unit].append(time.perf_counter())
-        if len(self.ends["iteration"]) > self.enough + 1:
-            raise Enough
+    def __iter__(self) -> Iterator[int]:
+        for step in self.steps:
+            yield step
+            self.ends[self.unit].append(time.perf_counter())
+            if len(self.ends["iteration"]) > self.enough + 1:
+                raise Enough
 
     def set_postfix(self, **_) -> None: ...
     def set_postfix_str(self, *_) -> None: ...
-    def close(self) -> None: ...
     def write(self, *_) -> None: ...
 
 
