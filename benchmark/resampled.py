@@ -1,6 +1,7 @@
 """The paper's datasets made again: the table and the picture of the README, and the figure of runaway_values.md.
 
     python benchmark/resampled.py     # reads benchmark/results/resampled, prints the table, draws the figures
+    python benchmark/resampled.py --windows   # prints the table of resampled.md
 """
 
 import json
@@ -76,6 +77,17 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def windows(results: dict) -> str:
+    """Mean score of each seed in the paper's setting over windows of its iterations; empty where it did not get there."""
+    bounds = [(50, 100), (105, 150), (155, 200), (205, 250), (255, 300)]
+    lines = [f"| each seed, {PAPER} | {' | '.join(f'{low} to {high}' for low, high in bounds)} |", "|---|---|---|---|---|---|"]
+    for dataset, found in results.items():
+        runs = [rows.set_index("iteration")[SCORE] for _, rows in sorted(found.get(PAPER, {}).items())]
+        cells = [", ".join(f"{x:.1f}" for run in runs if np.isfinite(x := run.loc[low:high].mean())) for low, high in bounds]
+        lines.append(f"| {dataset} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw_curves(axis: plt.Axes, found: dict, column: str, kinds: tuple = (PAPER, OURS)) -> None:
     """Thin seeds and, where there are several, their mean over the iterations that all have."""
     for kind in kinds:
@@ -135,13 +147,15 @@ def draw_gaps(results: dict, path: Path) -> None:
 class Args:
     figures: Path = HERE / "figures"
     """the folder that the pictures go to"""
+    windows: bool = False
+    """print how the scores of the paper's setting rise, instead of the README's table"""
 
 
 def main(args: Args) -> None:
     results = {dataset: found for dataset in DATASETS if (found := read_results(dataset))}
     draw_scores(results, args.figures / "resampled.png")
     draw_gaps(results, args.figures / "runaway_values.png")
-    print(table(results))
+    print(windows(results) if args.windows else table(results))
 
 
 if __name__ == "__main__":
