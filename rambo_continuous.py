@@ -1133,7 +1133,8 @@ def make_env(env_id: str, d4rl_physics: bool = True, **kwargs) -> gym.Env:
     if is_d4rl_id(env_id) and hasattr(mujoco, "set_mju_user_warning"):  # HalfCheetah's model has a deprecated attribute
         mujoco.set_mju_user_warning(lambda text: None)  # else it is printed, and written to MUJOCO_LOG.TXT
         warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
-    advice = {gym.error.UnregisteredEnv: suggest(env_id), AttributeError: "pip install --upgrade mujoco gymnasium"}
+    advice = {AttributeError: "pip install --upgrade mujoco gymnasium"}
+    advice |= {gym.error.Error: suggest(env_id)} if env_id not in gym.registry else {}
     with explain(f"no environment for --env-id {env_id} can be made here", advice):
         if is_d4rl_id(env_id):
             env = gym.make(D4RL_ENVS[env_id.split("-")[0]][0], **kwargs)
