@@ -324,8 +324,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
     best_errors = torch.full((args.num_models,), math.inf, device=train_rows.device)  # the first epoch always improves
     best_layers = copy.deepcopy(dynamics.layers).requires_grad_(False)
     parts, name = (dynamics, optimizer, best_layers), "pretraining.pt"
-    resume = run and args.resume
-    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, (best_errors,), name) if resume else (0, 0)
+    first_epoch, epochs_since_improvement = load_checkpoint(run, parts, [best_errors], name) if run and args.resume else (0, 0)
     epochs = range(first_epoch, args.model_max_pretrain_epochs)
     bar = tqdm(epochs, "Pretraining the model", epochs.stop, unit="epoch", initial=first_epoch, dynamic_ncols=True)
     for i in bar:
@@ -344,7 +343,7 @@ def pretrain_dynamics(dynamics: Dynamics, train_rows: Tensor, holdout: Batch, ar
         if epochs_since_improvement > 10:
             break
         if run and run.checkpoint_is_due():
-            save_checkpoint(run, 0, parts, (best_errors,), name, (i + 1, epochs_since_improvement))
+            save_checkpoint(run, 0, parts, [best_errors], name, (i + 1, epochs_since_improvement))
     dynamics.layers.load_state_dict(best_layers.state_dict())
     return best_errors
 

@@ -611,9 +611,8 @@ def train_iteration(
 
     # Agent update: SAC on dataset and model rows
     def agent_step(carry: tuple, draws: tuple) -> tuple:
-        real_indices, model_indices, noise = draws
-        model_rows = buffer[jnp.unravel_index(model_indices, buffer.shape[:2])]  # flattening the buffer would copy it
-        batch = split_rows(concatenate([rows[real_indices], model_rows]), obs_dim)
+        real, imagined, noise = draws  # indices of rows; the buffer is not flattened for them: that would copy it
+        batch = split_rows(concatenate([rows[real], buffer[jnp.unravel_index(imagined, buffer.shape[:2])]]), obs_dim)
         *carry, metrics = update_agent(*carry, batch, noise, args)
         return tuple(carry), metrics
 
@@ -692,8 +691,7 @@ def main(args: Args) -> list[dict]:
         dynamics = jax.tree.map(lambda x: jnp.stack([x] * args.num_seeds), loaded)
 
     # Every seed has the run folder of its single run; one that diverges stops, the others go on
-    device, problems = jax.devices()[0].device_kind, []
-    runs = dict(enumerate(Run(seed_args, dataset, device) for seed_args in split_seeds(args)))
+    problems, runs = [], dict(enumerate(Run(own, dataset, jax.devices()[0].device_kind) for own in split_seeds(args)))
     if not args.resume:
         write_json(runs[0].folder / "seeds.json", [run.folder.name for run in runs.values()])
 
