@@ -369,8 +369,8 @@ def datasets(runs: Runs) -> dict[str, Runs]:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    first, *others = ("| " + " | ".join(line) + " |" for line in (header, *rows))
+    return "\n".join([first, "|" + "---|" * len(header), *others])
 
 
 def number(value: float) -> str:
