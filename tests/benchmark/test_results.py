@@ -257,6 +257,10 @@ def test_what_the_papers_setting_reaches_on_hopper_and_walker2d():
     assert f"\n\n{resampled.windows(results)}\n\n" in PAGES["resampled"]
     last = results["hopper-medium-v2"][resampled.PAPER][4][resampled.SCORE].tail(10)
     check_numbers(PAGES["resampled"], "4's", 10, (last.round() == 107).sum(), 107, (last < 3).sum(), 2)
+    averaged = report.read_csv(BENCHMARK / "results" / "screens" / "hopper_average.evaluations.csv")[-10:]
+    numbers = [f"{scores.mean():.1f}" for scores in (last, np.array([row[resampled.SCORE] for row in averaged], float))]
+    for number in numbers:
+        check_numbers((BENCHMARK / "runaway_values.md").read_text(encoding="utf-8"), number)
     run = results["walker2d-medium-v2"][resampled.PAPER][2]
     late = run[run["iteration"] > 300][resampled.SCORE]
     check_numbers(PAGES["resampled"], len(late), 300, run["iteration"].max())
