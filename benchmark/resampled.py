@@ -117,7 +117,7 @@ def draw_scores(results: dict, path: Path) -> None:
         axis.set_ylim(-5, 115)
     for axis in axes.flat[len(results) :]:
         axis.set_visible(False)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(len(results) - columns, 0) : len(results)]:  # below which there is none
         axis.set_xlabel("iteration")
     for axis in axes[:, 0]:
         axis.set_ylabel("normalised score")
