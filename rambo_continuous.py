@@ -785,7 +785,7 @@ def load_checkpoint(run: "Run", parts: tuple, tensors: tuple, name: str = "check
 MAY_BE_ZERO = """seed total_iterations adv_weight real_ratio bc_epochs model_max_pretrain_epochs policy_average
 checkpoint_minutes eval_workers""".split()
 MAY_CHANGE_ON_RESUME = """resume total_iterations checkpoint_minutes checkpoint_buffer cuda compile cudagraphs track
-wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers""".split()
+wandb_project_name wandb_entity capture_video save_model dataset_path num_seeds eval_workers policy_average""".split()
 
 
 class InputError(Exception):
@@ -823,11 +823,16 @@ def parse_args(argv: list[str] | None = None) -> Args:
     args = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")])  # which dataset, or which run?
     defaults = read_args(Path(args.resume)) if args.resume else make_args(args.env_id)
     args = tyro.cli(Args, args=argv, default=defaults)
-    fixed = {name: old for name, old in vars(defaults).items() if args.resume and name not in MAY_CHANGE_ON_RESUME}
+    fixed = fixed_arguments(vars(defaults)) if args.resume else {}
     if changed := [f"{flag_of(name)} {old}" for name, old in fixed.items() if getattr(args, name) != old]:
         raise InputError(f"--resume: that run has {', '.join(changed)}; leave it out, or start a new run")
     check_args(args)
     return args
+
+
+def fixed_arguments(arguments: dict) -> dict:
+    """Those that a run keeps when it is resumed."""
+    return {name: value for name, value in arguments.items() if name not in MAY_CHANGE_ON_RESUME}
 
 
 def plain_flags(argv: list[str]) -> list[str]:
@@ -1429,8 +1434,7 @@ class RunFolder:
         print(f"Run folder: {self.folder}, training on {device}")
         self.args, self.dataset, self.iteration, self.start_time = args, dataset, 0, time.monotonic()
         self.checkpoint_time, self.arguments = self.start_time, vars(args) | {"resume": None, "device": device}
-        fixed = {name: value for name, value in vars(args).items() if name not in MAY_CHANGE_ON_RESUME}
-        self.settings = json.dumps([fixed, dataset.fingerprint])  # of which a checkpoint must be
+        self.settings = [fixed_arguments(vars(args)), dataset.fingerprint]  # of which a checkpoint must be
         self.tables = Tables(self.folder, args)
         self.evaluations = Evaluations(args, self.tables)
         if not args.resume:
@@ -1453,11 +1457,12 @@ class RunFolder:
         self.tables.writer.flush()
         seconds = time.monotonic() - self.start_time
         texts = {name: (self.folder / name).read_text(encoding="utf-8") for name in self.tables.names}
-        return texts | {"settings": self.settings, "iteration": iteration, "seconds": seconds}
+        return texts | {"settings": json.dumps(self.settings), "iteration": iteration, "seconds": seconds}
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises InputError if this run cannot go on from there."""
-        if str(checkpoint["settings"]) != self.settings:
+        arguments, fingerprint = json.loads(str(checkpoint["settings"]))
+        if [fixed_arguments(arguments), fingerprint] != self.settings:  # an older one holds some that may change now
             raise InputError(f"--resume {self.folder}: its checkpoint is of another run, dataset or version")
         if (iteration := int(checkpoint["iteration"])) > self.args.total_iterations:
             raise InputError(f"--resume {self.folder}: it is at iteration {iteration}, raise --total-iterations")

@@ -358,7 +358,11 @@ def test_the_policy_that_is_evaluated_and_saved_is_the_actor_or_its_average(one_
     monkeypatch.chdir(tmp_path)
     write_hdf5(Path("pendulum.hdf5"), pendulum_log())
     flags = ["--policy-average", 0.75, "--policy-lr", 1e-2, "--eval-interval", 1, "--bc-epochs", 1]
-    run = read_run(run_here(one_update.rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, *flags))
+    with monkeypatch.context() as older:  # a version whose runs kept their average
+        names = [name for name in one_update.rambo.MAY_CHANGE_ON_RESUME if name != "policy_average"]
+        older.setattr(one_update.rambo, "MAY_CHANGE_ON_RESUME", names)
+        folder = run_here(one_update.rambo, "--env-id", "Pendulum-v1", "--dataset-path", "pendulum.hdf5", *TINY, *flags)
+    run = read_run(folder)
     (expected, actor), *later = map(split, agents)
     assert len(later) == 2 and all(np.array_equal(expected[name], actor[name]) for name in actor), "both are the clone"
     for policy, actor in later:
@@ -367,6 +371,11 @@ def test_the_policy_that_is_evaluated_and_saved_is_the_actor_or_its_average(one_
             np.testing.assert_allclose(policy[name], values, atol=1e-6)
     assert all(np.array_equal(run.policy[name], policy[name]) for name in policy)
     assert abs(policy["fc3.weight"] - actor["fc3.weight"]).max() > 1e-2
+
+    run_here(one_update.rambo, "--resume", folder, "--total-iterations", 3, "--policy-average", 0.5)
+    (before, _), (policy, actor) = map(split, agents[-2:])
+    for name, values in policy.items():
+        np.testing.assert_allclose(values, 0.5 * before[name] + 0.5 * actor[name], atol=1e-6)
 
 
 def test_rollouts_start_from_all_rows_and_end_by_the_rule_for_states_as_they_are(one_update):
