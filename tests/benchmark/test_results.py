@@ -164,6 +164,8 @@ def test_the_tables_of_fewer_adversarial_updates():
         lines = []
         for runs in report.group_runs(report.read(folder / f"{dataset}.csv"), unfinished=False)[0].values():
             scores, args = [run.mean_of_last for run in runs], runs[0].args
+            if args["adv_weight"] == 1e-9:
+                continue
             updates = args["model_updates_per_iteration"] or args["updates_per_iteration"]
             name = "none, λ = 0" if args["adv_weight"] == 0 else "1,000, the paper's" if updates == 1000 else str(updates)
             errors = np.mean([run.curve("model/holdout_mse")[1][[0, -1]] for run in runs], 0)
