@@ -192,6 +192,32 @@ def test_the_tables_of_fewer_adversarial_updates():
         assert re.findall(r"\d+\.\d+", line) == numbers
 
 
+def test_the_table_of_lambdas_with_our_setting():
+    """Hopper: means of the last 10. HalfCheetah, whose runs with lambda = 0 went on to 100: of iterations 50, 55 and 60."""
+    folder, rows = BENCHMARK / "results", {}
+    hopper = report.read(folder / "model_updates" / "hopper-medium-v2.csv")
+    cheetah = [
+        run for name in ("model_updates", "resampled") for run in report.read(folder / name / "halfcheetah-medium-v2.csv")
+        if run.args["rollout_length"] == 20 and run.args.get("policy_average") == 0.9
+    ]  # fmt: skip
+    for weight in (3e-4, 1e-9, 0.0):
+        hoppers, cheetahs = (
+            [run for run in runs if run.args["adv_weight"] == weight and not run.args.get("model_updates_per_iteration")]
+            for runs in (hopper, cheetah)
+        )
+        scores = [run.mean_of_last for run in hoppers]
+        at_60 = [np.mean([value_at(run, "charts/normalized_score", i) for i in (50, 55, 60)]) for run in cheetahs]
+        errors = [np.mean([value_at(run, "model/holdout_mse", 60) for run in runs]) for runs in (hoppers, cheetahs)]
+        assert [run.seed for run in hoppers] == [run.seed for run in cheetahs] == [1, 2, 3]
+        rows[weight] = [
+            f"{', '.join(f'{score:.1f}' for score in each)} | {np.mean(each):.1f} ± {np.std(each):.1f} | {error:.{digits}f}"
+            for each, error, digits in ((scores, errors[0], 5), (at_60, errors[1], 4))
+        ]
+    text = section("adversary", "Our setting")
+    for weight, row in zip(("3e-4", "1e-9", "0"), rows.values(), strict=True):
+        assert re.search(rf"^\| {weight}[^|]* \| {re.escape(' | '.join(row))} \|$", text, re.M), (weight, row)
+
+
 def test_our_columns_beside_the_authors_code(runs):
     text = section("results", "Measured outside")
     frozen = of(runs, "hopper-sbx-medium-v2", "RAMBO, k = 5, λ = 0, JAX")
