@@ -22,6 +22,7 @@ NAMES = ("results", "paper_length", "adversary", "resampled")
 PAGES = {name: (BENCHMARK / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 LENGTH = BENCHMARK / "results" / "paper_length"
 RAMBO = "RAMBO, k = 5, λ = 0.0003, JAX"
+OURS = "RAMBO, k = 20, λ = 0, policy_average 0.9, halt_outside True, rollout_batch_size 12500, JAX"
 LONGER = "RAMBO, k = 20, λ = {}, rollout_batch_size 12500, JAX"
 
 
@@ -273,6 +274,23 @@ def test_numbers_in_the_text_on_paper_length_runs():
             np.array([float(row[name]) for row in rows]) for name in ("charts/normalized_score", "charts/episodic_length")
         )
         assert line.split(" | ")[1:3] == [f"{score.mean():.1f}", f"{steps[-1]:,.0f}"]
+
+
+def test_our_setting_after_200_iterations_and_on_datasets_of_our_own(runs):
+    page, screens = (BENCHMARK / "runaway_values.md").read_text(encoding="utf-8"), BENCHMARK / "results" / "screens"
+    longer = report.read_csv(screens / "halfcheetah_200.evaluations.csv")[-10:]
+    check_numbers(page, 200, f"{np.mean([float(row['charts/normalized_score']) for row in longer]):.1f}")
+    for body in ("hopper", "halfcheetah", "walker2d"):
+        (ours,) = of(runs, f"{body}-sbx-medium-v2", OURS)
+        clones = [run.mean_of_last for run in of(runs, f"{body}-sbx-medium-v2", "behaviour cloning, 50 epochs, JAX")]
+        text = page.split(f"{body}-sbx-medium-v2")[1]
+        check_numbers(text[:60], f"{ours.mean_of_last:.1f}", f"{np.mean(clones):.1f}")
+        if body == "halfcheetah":
+            check_numbers(page, "promises", f"{np.mean(ours.curve('charts/value_gap')[1][-10:]):.0f}")
+            frozen = value_at(ours, "charts/normalized_score", 60)
+    trained = report.read(BENCHMARK / "results" / "model_updates" / "halfcheetah-sbx-medium-v2.csv")
+    last = {run.args["adv_weight"]: value_at(run, "charts/normalized_score", 60) for run in trained}
+    check_numbers(page, "has", f"{last[3e-4]:.1f}", 60, "3e-4", f"{last[1e-9]:.1f}", "1e-9", f"{frozen:.1f}")
 
 
 STUCK = falls.summary, "halfcheetah_stuck", "7 are stuck in the end", "seven episodes of ten end so"
