@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -413,10 +414,14 @@ def test_ctrl_c_ends_a_run_in_one_line_that_says_how_to_go_on(name):
     default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **default)
     while process.poll() is None and not any(read_csv(path) for path in Path("runs").glob("*/metrics.csv")):
-        time.sleep(0.1)  # while libraries start or XLA compiles, one Ctrl-C may be lost in a callback of theirs
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode != 0 and "Traceback" not in stderr
+        time.sleep(0.1)
+    stdout = stderr = ""
+    for _ in range(3):  # one Ctrl-C may be lost in a callback of a library, as of XLA, which compiles now and then
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            stdout, stderr = process.communicate(timeout=60)
+            break
+    assert process.returncode not in (0, None) and "Traceback" not in stderr
     (folder,) = Path("runs").glob("*__4__*")
     assert f"Run folder: {folder}" in stdout
     assert stderr.strip().splitlines()[-1] == f"interrupted: --resume {folder} goes on from iteration 0"
